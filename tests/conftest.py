@@ -1,0 +1,26 @@
+"""What every test shares: the project on the path, the real data when it is there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Golden numbers of the authors' implementation that hold random inputs only."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real annotations, proposals and features beside the project; skips where they are absent."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("real data (../shared) is not beside the project")
+    return folder

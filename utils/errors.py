@@ -1,0 +1,50 @@
+"""Bad input in one line: what is wrong, where, and what to do about it (exit status 2)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Callable, Optional
+
+
+class InputError(Exception):
+    """Something the user can mend. ``str(error)`` is the whole line: ``WHAT (WHERE) - WHAT TO DO``."""
+
+    def __init__(self, what: str, where: object = None, todo: Optional[str] = None):
+        line = what + (f" ({where})" if where is not None else "") + (f" - {todo}" if todo else "")
+        super().__init__(" ".join(line.split()))
+
+
+def os_error_line(error: OSError) -> str:
+    """One line for what the operating system refused, with the advice a person needs."""
+    todo = {
+        errno.ENOSPC: "free some disk space; everything written before is whole",
+        errno.EDQUOT: "free some disk space; everything written before is whole",
+        errno.EACCES: "check the permissions or choose another folder",
+        errno.EROFS: "the file system is read-only: choose another folder",
+        errno.ENOENT: "check the path",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    }.get(error.errno, "check the path and the disk")
+    return str(InputError(error.strerror or str(error) or type(error).__name__, error.filename, todo))
+
+
+def run_command(main: Callable[[], Optional[int]]) -> None:
+    """Run ``main`` as a command: InputError and OSError end in one ``error:`` line and exit status 2.
+
+    A closed pipe (``… | head``) ends quietly; Ctrl-C ends with status 130. Any other exception is a defect of
+    the program and keeps its traceback.
+    """
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        print(f"error: {os_error_line(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(2)
