@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Callable, NoReturn, Optional, Sequence, Tuple
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,9 @@ class Recipe:
     # L_SME, Eq. (8)-(9)
     sme_attention: bool  # p of a video weighs each proposal with its attention A (Eq. 9), or not
     sme_moderate: float  # factor of the moderate-confidence mean, beside lambda(t) = 1 - t/T
-    sme_schedule: str  # its weight lambda_1: "linear" max(0, 1 - t/until) or "exp" exp(-0.05 t/until) (1 - exp(-10 t/until))
+    sme_schedule: (
+        str  # its weight lambda_1: "linear" max(0, 1 - t/until) or "exp" exp(-0.05 t/until) (1 - exp(-10 t/until))
+    )
     sme_until: int  # epoch from (linear) or after (exp) which lambda_1 is 0
     # L_pc, Eq. (10)
     gamma: float  # pseudo-true instances: A >= gamma * max A
@@ -68,3 +73,221 @@ RECIPES = {
         sc_until=70,
     ),
 }
+
+
+LOSSES = ("sme", "pc", "sc")
+
+
+def _losses(text: str) -> Tuple[str, ...]:
+    """A subset of the terms beside classification: ``sme,pc,sc``, ``pc``, ``none``."""
+    names = () if text == "none" else tuple(text.split(","))
+    if not set(names) <= set(LOSSES) or len(set(names)) != len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is no subset of {','.join(LOSSES)}, nor none")
+    return tuple(name for name in LOSSES if name in names)
+
+
+def _number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """A finite number in [low, high], or in (low, high] with ``above``."""
+
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not (math.isfinite(value) and (low < value if above else low <= value) and value <= high):
+            bounds = f"{'(' if above else '['}{low}, {high}]"
+            raise argparse.ArgumentTypeError(f"{text} is not in {bounds}")
+        return value
+
+    convert.__name__ = "number" if kind is float else "whole number"
+    return convert
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with the program's own form of an error: one line, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} - see {self.prog} --help\n")
+
+
+# every number of a recipe as a flag: (type, meaning)
+RECIPE_FLAGS = {
+    "sme_attention": (_flag, "p of Eq. (9) weighs proposals with attention: true or false"),
+    "sme_moderate": (_number(float, 0), "factor of the moderate-confidence mean in Eq. (8)"),
+    "sme_schedule": (("linear", "exp"), "shape of lambda_1 over epochs"),
+    "sme_until": (_number(int, 1), "epoch at which lambda_1 has reached 0"),
+    "gamma": (_number(float, 0, 1), "pseudo-true instances of Eq. (10): A >= gamma max A"),
+    "pc_centre": (_number(float, 0), "factor of the centre term of Eq. (10)"),
+    "pc_distance": (_number(float, 0), "factor of d/I in Eq. (10)"),
+    "pc_penalty": (_number(float, 0), "factor of the penalty in Eq. (10)"),
+    "pc_all_pairs": (_flag, "centre term over all pairs: true or false"),
+    "lambda_pc": (_number(float, 0), "lambda_2, weight of L_pc"),
+    "st_first_class": (_flag, "L_st of Eq. (11) for the first class of a video only: true or false"),
+    "alpha_start": (_number(float, 0), "alpha(t) of Eq. (13) = start + gain t / epochs"),
+    "alpha_gain": (_number(float, 0), "see alpha_start"),
+    "alpha_epochs": (_number(int, 1), "see alpha_start"),
+    "sc_decay": (_number(float, 0, above=True), "lambda_3 = exp(-t / sc_decay)"),
+    "sc_until": (_number(int, 0), "last epoch with lambda_3 > 0"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: grouped, each default with its reason."""
+    p = _Parser(
+        prog="main.py",
+        description="SEAL: weakly supervised temporal action localization (AAAI 2025). Trains on video-level labels, "
+        "scores candidate proposals, reports mAP.",
+        epilog="First steps:  python main.py --run_type train --dataset_name Demo",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+        allow_abbrev=False,
+    )
+    count, share = _number(int, 1), _number(float, 0, 1)
+
+    g = p.add_argument_group("what to do")
+    g.add_argument("--run_type", choices=("train", "test"), default="train", help="default: train")
+    g.add_argument("--pretrained_ckpt", metavar="FILE", help="checkpoint to test; ours or the authors'")
+    g.add_argument(
+        "--exp_dir", metavar="DIR", help="where a run writes (default: output/NAME-RUN_TYPE, the next free number)"
+    )
+    g.add_argument("--resume", action="store_true", help="go on from EXP_DIR/ckpt/last_state.pt, to the same bits")
+    g.add_argument(
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: auto, CUDA if there is one"
+    )
+    g.add_argument("--seed", type=_number(int, 0, 2**31), default=0, help="of every random draw (default: 0)")
+
+    g = p.add_argument_group(
+        "data", "files as in the README; sizes come from the data, a flag that disagrees is an error"
+    )
+    g.add_argument(
+        "--dataset_name",
+        default="Thumos14reduced",
+        metavar="NAME",
+        help="default: Thumos14reduced, the paper's main set",
+    )
+    g.add_argument("--dataset_root", metavar="DIR", help="default: data/NAME")
+    g.add_argument(
+        "--proposals_root",
+        metavar="DIR",
+        help="folder of Proposals_NAME_{train,test}.json, Table 6 (default: the profile's, else proposals4NAME)",
+    )
+    g.add_argument(
+        "--descriptors_root", metavar="DIR", help="default: descriptors/NAME; made from the training videos if missing"
+    )
+    g.add_argument("--num_class", type=count, metavar="C", help="default: as many as the classlist has")
+    g.add_argument(
+        "--feature_size",
+        type=count,
+        metavar="2D",
+        help="RGB and flow together (default: width of the features; I3D: 2048)",
+    )
+    g.add_argument(
+        "--fix_proposals", action="store_true", help="clip or drop bad proposals, with counts, instead of an error"
+    )
+    g.add_argument(
+        "--cache_dir", default="cache", metavar="DIR", help="of the SCFE inputs (default: cache; THUMOS14 takes 1 GB)"
+    )
+    g.add_argument(
+        "--cache_dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="default: float32, the same bits as without a cache; float16 halves it",
+    )
+    g.add_argument(
+        "--no_cache",
+        action="store_true",
+        help="compute the SCFE inputs at every step: no disk, the same bits, much slower",
+    )
+
+    g = p.add_argument_group("model and training", "defaults are the paper's unless said otherwise")
+    g.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="paper",
+        help="numbers of the losses: the paper's (52.8) or the authors' later ones (55.2); default: paper",
+    )
+    g.add_argument(
+        "--losses",
+        type=_losses,
+        default=LOSSES,
+        metavar="LIST",
+        help="any of sme,pc,sc or none, Table 3 (default: sme,pc,sc)",
+    )
+    g.add_argument(
+        "--sme_labels",
+        choices=("high", "high+moderate"),
+        default="high+moderate",
+        help="pseudo-labels, Table 5 (default: high+moderate)",
+    )
+    g.add_argument(
+        "--descriptor_level", choices=("video", "segment"), default="video", help="Table 4 (default: video, Eq. 2)"
+    )
+    g.add_argument("--max_epoch", type=count, default=200, help="default: 200; lambda(t) of Eq. (8) = 1 - t/max_epoch")
+    g.add_argument("--batch_size", type=count, default=10, help="videos a step (default: 10)")
+    g.add_argument("--lr", type=_number(float, 0, above=True), default=5e-5, help="of Adam (default: 5e-5)")
+    g.add_argument("--weight_decay", type=_number(float, 0), default=1e-3, help="L2, inside Adam (default: 1e-3)")
+    g.add_argument(
+        "--dropout_ratio",
+        type=_number(float, 0, 0.99),
+        default=0.5,
+        help="after the fusion layer (default: 0.5, P-MIL's)",
+    )
+    g.add_argument(
+        "--roi_size", type=count, default=12, help="bins of a proposal, a multiple of 6 (default: 12, P-MIL's)"
+    )
+    g.add_argument(
+        "--max_proposal",
+        type=count,
+        default=3000,
+        help="of a video in training, a random subset of more (default: 3000, P-MIL's)",
+    )
+    g.add_argument("--k", type=count, default=8, help="MIL takes the top M/k scores of a class (default: 8, P-MIL's)")
+    g.add_argument(
+        "--share_rows",
+        action="store_true",
+        help="one dropout draw for proposals that repeat a segment: faster, other draws",
+    )
+    g.add_argument(
+        "--amp", choices=("off", "bf16"), default="off", help="mixed precision of the network (default: off)"
+    )
+    g.add_argument("--tf32", action="store_true", help="TF32 products on NVIDIA cards: faster, 10-bit mantissa")
+
+    g = p.add_argument_group("evaluation")
+    g.add_argument(
+        "--interval", type=count, default=10, help="epochs between evaluations (default: 10); never changes training"
+    )
+    g.add_argument(
+        "--protocol",
+        choices=("wtal", "exact", "exact210"),
+        default="wtal",
+        help="of mAP, README 'Protocols' (default: wtal, the literature's)",
+    )
+    g.add_argument(
+        "--threshold_cls",
+        type=share,
+        default=0.25,
+        help="video score from which a class is predicted (default: 0.25, the authors')",
+    )
+
+    g = p.add_argument_group("numbers of the recipe", "each replaces the recipe's own")
+    for field in fields(Recipe):
+        kind, meaning = RECIPE_FLAGS[field.name]
+        values = " / ".join(f"{getattr(recipe, field.name)}".lower() for recipe in RECIPES.values())
+        how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind, "metavar": "X"}
+        g.add_argument(f"--{field.name}", help=f"{meaning} ({' / '.join(RECIPES)}: {values})", **how)
+    return p
+
+
+def parse(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Options of a run, with ``recipe_numbers``: the recipe after its overrides. A wrong one exits with status 2."""
+    p = parser()
+    args = p.parse_args(argv)
+    given = {f.name: getattr(args, f.name) for f in fields(Recipe)}
+    args.recipe_numbers = replace(RECIPES[args.recipe], **{k: v for k, v in given.items() if v is not None})
+    if args.roi_size % 6:
+        p.error(f"argument --roi_size: {args.roi_size} is no multiple of 6")
+    if args.run_type == "test" and not args.pretrained_ckpt:
+        p.error("--run_type test needs --pretrained_ckpt FILE")
+    return args

@@ -1,0 +1,229 @@
+"""From files to batches: the splits that training and evaluation run on, and their packed batches.
+
+``python dataset.py check …`` verifies a dataset and reports; ``python dataset.py convert …`` changes its form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proposals import load_proposals, to_snippets
+from utils.annotations import Annotations, read_weak_labels
+from utils.cache import FileHashes, Rows, cached_rows
+from utils.errors import InputError
+from utils.features import Features
+from utils.packed import Batch
+from utils.profile import (
+    GroundTruth,
+    Profile,
+    annotations_path,
+    dataset_root,
+    load_ground_truth,
+    load_profile,
+    proposals_file,
+)
+from utils.seeds import stream
+
+
+@dataclass(frozen=True)
+class Split:
+    """One subset as the network sees it: V videos that have features, proposals in snippets, constant rows."""
+
+    videos: Tuple[str, ...]
+    labels: np.ndarray  # float32 [V, C] multi-hot weak labels
+    proposals: List[np.ndarray]  # V arrays float64 [M, 2], snippets; M may be 0
+    length_s: np.ndarray  # float64 [V]
+    rows: Rows
+    source: str  # hash of the content of the features
+
+    @property
+    def scored(self) -> np.ndarray:
+        """Indices of the videos that have proposals."""
+        return np.flatnonzero([len(p) > 0 for p in self.proposals])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset's inputs come from and how they are read."""
+
+    name: str
+    root: Path
+    profile: Profile
+    annotations: Annotations
+    features: Features
+    proposals_root: Optional[str] = None
+    fix_proposals: bool = False
+    feature_size: Optional[int] = None
+    roi_size: int = 12
+    cache_dir: Optional[Path] = Path("cache")  # None: no cache
+    cache_dtype: str = "float32"
+
+
+def open_features(
+    name: str, root: Path, profile: Profile, annotations: Annotations, size: Optional[int] = None
+) -> Features:
+    """The features of a dataset: the profile's sources, else NAME-I3D-JOINTFeatures as a file or a folder."""
+    sources = [root / s for s in profile.features or ()]
+    if not sources:
+        folder = root / f"{name}-I3D-JOINTFeatures"
+        sources = [folder if folder.is_dir() else folder.with_suffix(".npy")]
+    return Features(sources, annotations.videos, size)
+
+
+def load_source(
+    name: str, root: Optional[str] = None, num_class: Optional[int] = None, feature_size: Optional[int] = None, **how
+) -> Source:
+    """Profile, weak labels and features of a dataset; ``how`` are the other fields of Source. Raises InputError."""
+    folder = dataset_root(name, root)
+    profile = load_profile(name, folder)
+    path = annotations_path(name, folder, profile)
+    annotations = read_weak_labels(path)
+    if num_class not in (None, len(annotations.classes)):
+        what = f"{len(annotations.classes)} classes, --num_class {num_class}"
+        raise InputError(what, path, "leave out --num_class")
+    features = open_features(name, folder, profile, annotations, feature_size)
+    return Source(name, folder, profile, annotations, features, feature_size=feature_size, **how)
+
+
+def split_truth(source: Source, split: Split) -> GroundTruth:
+    """Ground truth of the test split's videos: those that have features."""
+    truth = load_ground_truth(source.name, source.root, source.profile, source.profile.test_subset)
+    return truth.keep(split.videos)
+
+
+def load_split(source: Source, split: str, log: Callable[[str], None] = print) -> Split:
+    """Read one split ("train" or "test") and open or build the cache of its SCFE inputs.
+
+    ``log`` gets a line for everything that was left out. Raises InputError naming file and video.
+    """
+    annotations, profile = source.annotations, source.profile
+    subset = profile.train_subset if split == "train" else profile.test_subset
+    members = annotations.of(subset)
+    if not len(members):
+        path = annotations_path(source.name, source.root, profile)
+        raise InputError(f"no video in subset {subset!r}", path, f"subsets are {sorted(set(annotations.subset))}")
+    featured = set(source.features.videos)
+    kept = np.asarray([i for i in members if annotations.videos[i] in featured], dtype=np.int64)
+    if len(kept) < len(members):
+        missing = [annotations.videos[i] for i in members if annotations.videos[i] not in featured]
+        log(f"{len(kept)} of {len(members)} {split} videos have features; missing: {_some(missing)}")
+    if not len(kept):
+        raise InputError(f"features of no {split} video", source.features.sources[0], "check names and folder")
+    videos = tuple(annotations.videos[i] for i in kept)
+    labels = np.zeros((len(kept), len(annotations.classes)), dtype=np.float32)
+    for row, i in enumerate(kept):
+        labels[row, list(annotations.labels[i])] = 1
+    if split == "train" and not labels.any(axis=1).all():
+        log(f"{int((~labels.any(axis=1)).sum())} train videos have no label and are trained as background")
+
+    path = proposals_file(source.name, profile, split, source.proposals_root)
+    length_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
+    rate = profile.snippets_per_second
+    found_s, counts = load_proposals(path, length_s, 1 / rate, source.fix_proposals)
+    for line in counts.lines():
+        log(f"{path}: {line}")
+    none = np.zeros((0, 2))
+    proposals = [to_snippets(found_s.get(v, none), rate) for v in videos]
+    without = [v for v, p in zip(videos, proposals) if not len(p)]
+    if len(without) == len(videos):
+        raise InputError(f"proposals for none of the {len(videos)} {split} videos", path, "check its video names")
+    if without:
+        effect = "not trained on" if split == "train" else "no detections from them"
+        log(f"{len(without)} of {len(videos)} {split} videos have no proposal ({effect}): {_some(without)}")
+    return _with_rows(source, split, videos, labels, proposals, length_s)
+
+
+def _with_rows(source: Source, split: str, videos, labels, proposals, length_s) -> Split:
+    """Open the rows, then check what only the features can tell: their width, and proposals against T."""
+    if source.cache_dir is None:
+        rows = Rows(proposals, source.roi_size).compute_live(videos, source.features.load)
+        signature = hashlib.blake2b(rows.video_mean.tobytes(), digest_size=16).hexdigest()
+    else:
+        hashes = FileHashes(source.cache_dir / "hashes.json")
+        signature = source.features.signature(videos, hashes)
+        hashes.save()
+        name = f"{source.name}-{split}"
+        load = source.features.load
+        dtype = source.cache_dtype
+        rows, _ = cached_rows(source.cache_dir, name, videos, proposals, load, signature, source.roi_size, dtype)
+    source.features.release()
+    where = source.features.sources[0]
+    if source.feature_size not in (None, rows.width // 3):
+        what = f"features of width {rows.width // 3}, --feature_size {source.feature_size}"
+        raise InputError(what, where, "leave out --feature_size")
+    seconds = np.asarray([length_s[v] for v in videos])
+    from_features = rows.num_snippets / source.profile.snippets_per_second
+    for video, segments, known, frames in zip(videos, proposals, seconds, rows.num_snippets):
+        if np.isnan(known) and len(segments) and segments[:, 1].max() > frames + 1:
+            what = f"a proposal ends at snippet {segments[:, 1].max():g} of {frames}"
+            raise InputError(
+                what, f"{where}, {video}", "proposals and features must share feature_fps and snippet_stride"
+            )
+    return Split(videos, labels, proposals, np.where(np.isnan(seconds), from_features, seconds), rows, signature)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of some names."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def epoch_order(videos: np.ndarray, batch_size: int, seed: int, epoch: int) -> List[np.ndarray]:
+    """The batches of one epoch: video indices in a fresh order, the last partial batch dropped (unless it is the only)."""
+    order = videos[stream(seed, "order of videos", epoch).permutation(len(videos))]
+    size = min(batch_size, len(order))
+    return [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+
+
+def packed_batch(
+    split: Split,
+    videos: Sequence[int],
+    device: torch.device,
+    pseudo: Optional[Tuple[np.ndarray, np.ndarray]] = None,
+    max_proposal: Optional[int] = None,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Tuple[Tensor, Tensor, Batch]:
+    """Pack some videos of a split: (rows float32 [U, 6D], index int64 [N] into them, Batch) on ``device``.
+
+    Each video needs a proposal. pseudo: pseudo-label and confidence of every video of the split, int64 [V] each. Of a
+    video with more than ``max_proposal`` proposals a random subset is taken, drawn anew for each epoch and video.
+    """
+    picks, index, proposals, offset = [], [], [], 0
+    for v in videos:
+        rows, segments = split.rows.index[v], split.proposals[v]
+        used = np.arange(split.rows.size[v])
+        if max_proposal is not None and len(rows) > max_proposal:
+            draw = stream(seed, "proposals of a video", epoch, int(v)).permutation(len(rows))[:max_proposal]
+            draw.sort()
+            used, rows = np.unique(rows[draw], return_inverse=True)
+            segments = segments[draw]
+        picks.append(used)
+        index.append(rows.reshape(-1) + offset)
+        proposals.append(segments)
+        offset += len(used)
+    counts = tuple(len(i) for i in index)
+    none = np.zeros(len(split.videos), dtype=np.int64)
+    label, confidence = pseudo if pseudo is not None else (none, none)
+
+    def put(array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    batch = Batch(
+        proposals=put(np.concatenate(proposals).astype(np.float32)),
+        video=put(np.repeat(np.arange(len(videos)), counts)),
+        counts=counts,
+        labels=put(split.labels[list(videos)]),
+        pseudo_label=put(label[list(videos)]),
+        confidence=put(confidence[list(videos)]),
+        names=tuple(split.videos[v] for v in videos),
+    )
+    rows = split.rows.gather(videos, picks)
+    return rows.to(device, non_blocking=True), put(np.concatenate(index)), batch

@@ -1,0 +1,76 @@
+"""Hard-global descriptors, Eq. (1)-(4): the mean appearance (RGB) and motion (flow) of each class's training videos.
+
+``python descriptors.py --dataset_name NAME`` writes them; training does the same by itself where they are missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence, Tuple
+
+import numpy as np
+from utils.files import load_array, load_json, save_array, write_json
+
+from utils.errors import InputError
+
+LEVELS = ("video", "segment")
+
+
+def descriptors(
+    video_mean: np.ndarray, num_snippets: np.ndarray, labels: np.ndarray, classes: Sequence[str], level: str = "video"
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Appearance and motion descriptors, float32 [C, D] each; side by side they are D_hard of Eq. (4).
+
+    video_mean: [V, 2D], temporal mean of each training video, RGB then flow. num_snippets: [V], T of each.
+    labels: [V, C] multi-hot weak labels. level "segment", Eq. (1): mean over all snippets of a class's videos;
+    "video", Eq. (2): mean over its videos of their temporal means. Raises InputError for a class without a video.
+    """
+    if video_mean.shape[:1] != num_snippets.shape or labels.shape != (len(video_mean), len(classes)):
+        raise ValueError(f"shapes disagree: {video_mean.shape}, {num_snippets.shape}, {labels.shape}")
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {LEVELS}, not {level!r}")
+    weight = labels.T.astype(np.float64) * (num_snippets if level == "segment" else 1)
+    total = weight.sum(axis=1, keepdims=True)
+    if not total.all():
+        missing = classes[int(np.flatnonzero(total[:, 0] == 0)[0])]
+        raise InputError(f"class {missing!r} has no training video", None, "label one or take it off the classlist")
+    both = (weight @ video_mean.astype(np.float64) / total).astype(np.float32)
+    return both[:, : both.shape[1] // 2].copy(), both[:, both.shape[1] // 2 :].copy()
+
+
+def load_or_make(
+    folder: Path,
+    video_mean: np.ndarray,
+    num_snippets: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    level: str = "video",
+    source: str = "",
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Descriptors from ``folder/general_{appearance,motion}_descriptors.npy``, made and written where missing.
+
+    Segment level keeps its files in ``folder/segment``. source: hash of the features. Files of ours carry it in
+    ``made_from.json`` and are made anew when the features change; files from elsewhere are used as they are.
+    Arguments else as in ``descriptors``. Raises InputError for files of another shape.
+    """
+    folder = folder if level == "video" else folder / level
+    names = ("appearance", "motion")
+    paths = [folder / f"general_{name}_descriptors.npy" for name in names]
+    note = folder / "made_from.json"
+    ours_but_stale = note.is_file() and load_json(note) != {"features": source, "level": level}
+    if not all(p.is_file() for p in paths) or ours_but_stale:
+        made = descriptors(video_mean, num_snippets, labels, classes, level)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, values in zip(paths, made):
+            save_array(path, values)
+        write_json(note, {"features": source, "level": level})
+        return made
+    shape = (len(classes), video_mean.shape[1] // 2)
+    found = []
+    for path in paths:
+        values = load_array(path)
+        if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
+            what = f"{values.dtype} {values.shape} with these features is no finite float {shape}"
+            raise InputError(what, path, "delete the file: it is then made from the training videos")
+        found.append(values.astype(np.float32))
+    return found[0], found[1]

@@ -1,0 +1,143 @@
+"""The P-MIL base model with SEAL's process-consistency branch (spec of Ren et al., CVPR 2023, and the paper's Fig. 2)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Dict, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from utils.files import load_checkpoint, save_checkpoint
+
+from utils.errors import InputError
+from utils.packed import Outputs
+
+
+def dropout(x: Tensor, ratio: float, generator: Optional[torch.Generator]) -> Tensor:
+    """Inverted dropout whose draws come from ``generator`` (no draw without one): 16 random bits an element.
+
+    x: any shape. The keep probability is rounded to 1/65536. Four draws are cut from each 64-bit number, which makes
+    this several times cheaper on a CPU than a Bernoulli draw an element.
+    """
+    if generator is None or ratio == 0:
+        return x
+    threshold = round(ratio * 65536) - 32768
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    words.random_(-(2**63), None, generator=generator)  # the whole range: every bit is random
+    keep = words.view(torch.int16)[: x.numel()].view(x.shape) >= threshold
+    return x * keep.to(x.dtype).mul_(65536 / (65536 - threshold - 32768))
+
+
+class _Branch(nn.Sequential):
+    """Linear(2D -> D), ReLU, Linear(D -> out): a convolution of kernel 1 over proposals."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, out))
+
+
+class Backbone(nn.Module):
+    """Fusion layer and the three branches, under the names of the released checkpoints."""
+
+    def __init__(self, feature_size: int, num_class: int):
+        super().__init__()
+        self.prop_fusion = nn.Sequential(nn.Linear(3 * feature_size, feature_size), nn.ReLU())
+        self.prop_classifier = _Branch(feature_size, num_class + 1)
+        self.prop_attention = _Branch(feature_size, 1)
+        self.prop_completeness = _Branch(feature_size, 1)
+
+
+class SEAL(nn.Module):
+    """Scores proposals. feature_size is 2D (both modalities), num_class is C.
+
+    Parameters are initialised as in P-MIL (Xavier uniform weights, zero biases) from ``generator``.
+    """
+
+    def __init__(self, feature_size: int, num_class: int, dropout_ratio: float = 0.5, seed: int = 0):
+        super().__init__()
+        self.feature_size, self.num_class, self.dropout_ratio = feature_size, num_class, dropout_ratio
+        self.prop_fused_backbone = Backbone(feature_size, num_class)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
+                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+                nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        rows: Tensor,
+        index: Optional[Tensor] = None,
+        generator: Optional[torch.Generator] = None,
+        share_rows: bool = False,
+    ) -> Outputs:
+        """Score N proposals from U packed SCFE inputs.
+
+        rows: [U, 6D] (``utils.scfe``). index: int64 [N], the row of each proposal; None: row i is proposal i. The
+        fusion layer runs once a row and dropout draws once a proposal; with ``share_rows`` everything runs, and
+        dropout draws, once a row. generator: source of the dropout; None: no dropout, and rows are shared.
+        Returns s_base [N, C+1] logits, attention [N], s_pc [N] in (0, 1), f_prop [N, 2D].
+        """
+        if rows.ndim != 2 or rows.shape[1] != 3 * self.feature_size:
+            raise ValueError(f"rows must be [U, {3 * self.feature_size}], not {tuple(rows.shape)}")
+        net = self.prop_fused_backbone
+        fused = net.prop_fusion(rows)
+        late = share_rows or generator is None
+        if index is not None and not late:
+            fused = fused.index_select(0, index)
+        f_prop = dropout(fused, self.dropout_ratio, generator)
+        s_base = net.prop_classifier(f_prop)
+        attention = net.prop_attention(f_prop).squeeze(1).sigmoid()
+        s_pc = net.prop_completeness(f_prop).squeeze(1).sigmoid()
+        outputs = Outputs(s_base, attention, s_pc, f_prop)
+        return Outputs(*(x.index_select(0, index) for x in outputs)) if index is not None and late else outputs
+
+
+def save_model(path: Path, model: SEAL, info: Dict[str, object]) -> None:
+    """Write the state_dict under the released names and shapes: branch weights are kernel-1 convolutions [o, i, 1].
+
+    ``info`` (plain data) travels in the state_dict's metadata, which other programs pass over: the authors' code loads
+    the file as its own.
+    """
+    state = model.state_dict()
+    out = OrderedDict((k, v.unsqueeze(-1) if _is_convolution(k, v) else v) for k, v in state.items())
+    out._metadata = OrderedDict(getattr(state, "_metadata", {}), seal=info)  # type: ignore[attr-defined]
+    save_checkpoint(path, out)
+
+
+def load_model(path: Path, classes: Optional[Sequence[str]] = None) -> Tuple[SEAL, Dict[str, object]]:
+    """A model from a checkpoint of ours or the authors', and the info it carries (empty in a bare one).
+
+    Kernel-1 convolution weights [o, i, 1] and linear ones [o, i] are both accepted. classes: what the data have; a
+    checkpoint of other classes is refused. Raises InputError naming file and parameter.
+    """
+    state = load_checkpoint(path)
+    todo = "give a checkpoint of this program or the authors' best_model.pkl"
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise InputError("not a state_dict", path, todo)
+    info = getattr(state, "_metadata", {}).get("seal", {})
+    weights = {k: v.squeeze(-1) if v.ndim == 3 and v.shape[-1] == 1 else v for k, v in state.items()}
+    try:
+        feature_size = weights["prop_fused_backbone.prop_fusion.0.weight"].shape[0]
+        num_class = weights["prop_fused_backbone.prop_classifier.2.weight"].shape[0] - 1
+    except (KeyError, IndexError) as error:
+        raise InputError(f"no parameter {error}", path, todo) from None
+    if classes is not None and num_class != len(classes):
+        raise InputError(f"a checkpoint of {num_class} classes for data of {len(classes)}", path, "use its own dataset")
+    if classes is not None and info.get("classes", list(classes)) != list(classes):
+        raise InputError("a checkpoint of other classes, or in another order", path, "use its own classlist")
+    model = SEAL(feature_size, num_class)
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in weights.items()}
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            what = f"{name} has shape {found.get(name)}, expected {expected.get(name)}"
+            raise InputError(what, path, todo)
+    if not all(bool(v.isfinite().all()) for v in weights.values()):
+        raise InputError("NaN or Inf in the weights", path, "use another checkpoint")
+    model.load_state_dict(weights)
+    return model, info
+
+
+def _is_convolution(name: str, value: Tensor) -> bool:
+    return value.ndim == 2 and ".prop_fusion." not in name

@@ -1,0 +1,174 @@
+"""Candidate proposals: reading, checking and counting them. Only their time stamps are used, never label or score.
+
+``python proposals.py stats --dataset_name NAME`` prints what the proposals of a dataset allow: their class-agnostic
+recall is the ceiling of any scoring of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+from utils.files import load_json
+
+from utils.annotations import WHERE_FROM
+from utils.errors import InputError, run_command
+from utils.profile import GroundTruth, dataset_root, load_ground_truth, load_profile, proposals_file
+
+FIX = "--fix_proposals clips what sticks out and drops the rest"
+SLACK = 1.0  # snippets a proposal may stick out of its video: T and the duration are rounded by different tools
+
+
+def to_snippets(seconds: np.ndarray, snippets_per_second: float) -> np.ndarray:
+    """Seconds to snippets, rounded to 0.01 as the literature's proposals are."""
+    return np.round(np.asarray(seconds, dtype=np.float64) * snippets_per_second, 2)
+
+
+@dataclass
+class Counts:
+    """What reading a proposals file passed over."""
+
+    unknown_videos: int = 0
+    dropped: int = 0
+    clipped: int = 0
+
+    def lines(self) -> List[str]:
+        texts = (
+            (self.unknown_videos, "videos with proposals are not in the annotations and were passed over"),
+            (self.dropped, "proposals were dropped (--fix_proposals)"),
+            (self.clipped, "proposals were clipped to their video (--fix_proposals)"),
+        )
+        return [f"{number} {text}" for number, text in texts if number]
+
+
+def load_proposals(
+    path: Path, length_s: Mapping[str, float], snippet_s: float = 0.64, fix: bool = False
+) -> Tuple[Dict[str, np.ndarray], Counts]:
+    """Read ``{"results": {VIDEO: [{"segment": [start_s, end_s]}, …]}}``: video -> float64 [M, 2] seconds.
+
+    length_s: length in seconds of each known video (NaN: unknown); videos of the file beyond these are counted and
+    passed over, videos with an empty list are left out. A proposal that is not two finite numbers with
+    0 <= start < end, or that ends beyond its video, raises InputError naming file, video and index; with ``fix`` it
+    is clipped or, where nothing is left, dropped.
+    """
+    document = load_json(path, todo=WHERE_FROM)
+    results = document.get("results") if isinstance(document, dict) else None
+    if not isinstance(results, dict):
+        raise InputError("no 'results' of videos", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
+    counts = Counts(unknown_videos=sum(v not in length_s for v in results))
+    found = {}
+    for video, entries in results.items():
+        if video not in length_s:
+            continue
+        segment_s = _segments(entries, f"{path}, {video}")
+        end_s = length_s[video] if np.isfinite(length_s[video]) else np.inf
+        segment_s = _checked(segment_s, end_s, SLACK * snippet_s, f"{path}, {video}", fix, counts)
+        if len(segment_s):
+            found[video] = segment_s
+    return found, counts
+
+
+def _segments(entries: object, where: str) -> np.ndarray:
+    try:
+        pairs = [entry["segment"] for entry in entries]  # type: ignore[attr-defined]
+        if pairs and not all(type(x) in (int, float) for pair in pairs for x in pair):
+            raise TypeError
+        segment_s = np.asarray(pairs, dtype=np.float64).reshape(len(pairs), 2)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise InputError("not a list of proposals", where, 'each is {"segment": [start_s, end_s]}') from None
+    return segment_s
+
+
+def _checked(segment_s, end_s: float, slack_s: float, where: str, fix: bool, counts: Counts) -> np.ndarray:
+    finite = np.isfinite(segment_s).all(axis=1)
+    start, end = segment_s[:, 0], segment_s[:, 1]
+    with np.errstate(invalid="ignore"):
+        inside = finite & (start >= 0) & (end > start) & (end <= end_s + slack_s)
+    if inside.all():
+        return segment_s
+    if not fix:
+        index = int(np.flatnonzero(~inside)[0])
+        bad = segment_s[index].tolist()
+        raise InputError(f"proposal {bad} is no segment of a video of {end_s:.3f} s", f"{where}, index {index}", FIX)
+    kept = segment_s[finite]
+    clipped = np.clip(kept, 0.0, end_s)
+    real = clipped[:, 1] > clipped[:, 0]
+    counts.dropped += len(segment_s) - int(real.sum())
+    counts.clipped += int((clipped[real] != kept[real]).any(axis=1).sum())
+    return clipped[real]
+
+
+def duplicates(proposals: Sequence[np.ndarray]) -> int:
+    """How many proposals repeat an earlier one of their video."""
+    return sum(len(p) - len(np.unique(p, axis=0)) for p in proposals)
+
+
+def tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Temporal IoU of every segment in a [M, 2] with every one in b [G, 2], in any one unit; 0 where both are empty."""
+    shared = np.minimum(a[:, None, 1], b[None, :, 1]) - np.maximum(a[:, None, 0], b[None, :, 0])
+    shared = np.maximum(shared, 0.0)
+    union = (a[:, 1] - a[:, 0])[:, None] + (b[:, 1] - b[:, 0])[None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def recall(proposals_s: Mapping[str, np.ndarray], truth: GroundTruth, rate: Optional[float], tious) -> np.ndarray:
+    """Share of instances that some proposal of their video meets with tIoU >= each threshold, classes ignored.
+
+    rate: None compares exact seconds; snippets per second compares in snippets, instances rounded to whole ones.
+    """
+    best = np.zeros(len(truth.video))
+    for index, video in enumerate(truth.videos):
+        mine = np.flatnonzero(truth.video == index)
+        if video in proposals_s and len(mine):
+            segments, instances = proposals_s[video], truth.segment_s[mine]
+            if rate is not None:
+                segments, instances = to_snippets(segments, rate), np.round(instances * rate)
+            best[mine] = tiou(segments, instances).max(axis=0)
+    return np.asarray([(best >= t).mean() if len(best) else np.nan for t in tious])
+
+
+def stats(args: argparse.Namespace) -> None:
+    """Print, per split, how many proposals there are, how many repeat one, and what they allow."""
+    root = dataset_root(args.dataset_name, args.dataset_root)
+    profile = load_profile(args.dataset_name, root)
+    tious = profile.tiou_thresholds
+    rate = profile.snippets_per_second
+    for split, subset in (("train", profile.train_subset), ("test", profile.test_subset)):
+        path = proposals_file(args.dataset_name, profile, split, args.proposals_root)
+        truth = load_ground_truth(args.dataset_name, root, profile, subset)
+        found, counts = load_proposals(path, dict.fromkeys(truth.videos, np.nan), 1 / rate, args.fix_proposals)
+        number = np.asarray([len(p) for p in found.values()] or [0])
+        total, repeated = int(number.sum()), duplicates(list(found.values()))
+        length_s = np.concatenate([p[:, 1] - p[:, 0] for p in found.values()] or [np.zeros(1)])
+        print(f"{split}: {path}")
+        print(f"  videos with proposals  {len(found):,} of {len(truth.videos):,} in subset {subset!r}")
+        print(f"  proposals              {total:,}")
+        print(f"  per video              min {number.min()}, median {np.median(number):g}, max {number.max()}")
+        print(f"  duplicates             {repeated:,} ({100 * repeated / max(total, 1):.1f} %)")
+        print(f"  mean length            {length_s.mean():.2f} s")
+        for line in counts.lines():
+            print(f"  note                   {line}")
+        print("  recall at tIoU        " + "".join(f"{t:7.2f}" for t in tious))
+        for name, unit in (("exact seconds", None), ("whole snippets", rate)):
+            values = recall(found, truth, unit, tious)
+            print(f"    {name:<20}" + "".join(f"{v:7.3f}" for v in values))
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(prog="proposals.py", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("stats", help="counts, duplicates and class-agnostic recall of each split")
+    sub.add_argument("--dataset_name", default="Thumos14reduced")
+    sub.add_argument("--dataset_root", help="default: data/NAME")
+    sub.add_argument("--proposals_root", help="folder of Proposals_NAME_{train,test}.json; default: the profile's")
+    sub.add_argument("--fix_proposals", action="store_true", help="clip or drop bad proposals, with counts")
+    stats(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

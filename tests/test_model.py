@@ -1,0 +1,132 @@
+"""The network: golden forward pass, released checkpoint names, packed rows, dropout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from utils.files import load_checkpoint
+
+from model import SEAL, dropout, load_model, save_model
+from utils.errors import InputError
+from utils.scfe import scfe_input
+
+
+@pytest.fixture(scope="module")
+def released(golden):
+    return load_model(golden / "checkpoint.pkl")
+
+
+def test_golden_checkpoint_reproduces_the_authors_forward_pass(golden, released):
+    model, info = released
+    z = np.load(golden / "forward.npz")
+    rows = scfe_input(torch.from_numpy(z["features"]), z["proposals"].astype(np.float64))
+    with torch.no_grad():
+        out = model.eval()(rows)
+    assert info == {}
+    for name, found in (
+        ("s_base", out.s_base),
+        ("attn_logit", out.attention.logit()),
+        ("pc_logit", out.s_pc.logit()),
+        ("f_prop", out.f_prop),
+    ):
+        np.testing.assert_allclose(found.squeeze(), z[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_checkpoint_has_the_released_names_and_shapes_and_carries_its_info(golden, released, tmp_path):
+    model, _ = released
+    save_model(tmp_path / "m.pkl", model, {"classes": [f"c{i}" for i in range(20)], "epoch": 3})
+    ours, theirs = load_checkpoint(tmp_path / "m.pkl"), load_checkpoint(golden / "checkpoint.pkl")
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    again, info = load_model(tmp_path / "m.pkl", [f"c{i}" for i in range(20)])
+    assert info["epoch"] == 3
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
+
+
+def test_the_authors_strict_loading_accepts_our_file(released, tmp_path):
+    """Their model is made of kernel-1 Conv1d layers and loads with strict=True."""
+    model, _ = released
+    save_model(tmp_path / "m.pkl", model, {"classes": []})
+
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            branch = lambda out: torch.nn.Sequential(  # noqa: E731
+                torch.nn.Conv1d(32, 16, 1), torch.nn.ReLU(), torch.nn.Conv1d(16, out, 1)
+            )
+            self.prop_fused_backbone = torch.nn.Module()
+            self.prop_fused_backbone.prop_fusion = torch.nn.Sequential(torch.nn.Linear(96, 32), torch.nn.ReLU())
+            self.prop_fused_backbone.prop_classifier = branch(21)
+            self.prop_fused_backbone.prop_attention = branch(1)
+            self.prop_fused_backbone.prop_completeness = branch(1)
+
+    Theirs().load_state_dict(torch.load(tmp_path / "m.pkl", weights_only=True), strict=True)
+
+
+def test_rows_are_scored_alone_as_in_any_batch_and_shared_rows_agree():
+    model = SEAL(16, 3).double()
+    rows = torch.randn(7, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([0, 0, 3, 6, 3, 2])
+    together, alone = model(rows[index]), [model(rows[i : i + 1]) for i in index]
+    shared = model(rows, index)
+    for name in together._fields:
+        expected = torch.cat([getattr(a, name) for a in alone])
+        torch.testing.assert_close(getattr(together, name), expected)
+        torch.testing.assert_close(getattr(shared, name), expected)
+
+
+def test_dropout_draws_once_a_proposal_or_once_a_row():
+    model = SEAL(32, 3)
+    rows, index = torch.randn(2, 96, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1])
+    draw = lambda: torch.Generator().manual_seed(5)  # noqa: E731
+    apart = model(rows, index, draw()).f_prop
+    assert not torch.equal(apart[0], apart[1])
+    shared = model(rows, index, draw(), share_rows=True).f_prop
+    assert torch.equal(shared[0], shared[1]) and not torch.equal(shared[0], model(rows).f_prop[0])
+    assert torch.equal(apart, model(rows, index, draw()).f_prop)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_dropout_keeps_its_share_and_the_mean(ratio):
+    x = torch.ones(1000, 401)
+    y = dropout(x, ratio, torch.Generator().manual_seed(1))
+    kept = (y != 0).float().mean().item()
+    assert abs(kept - (1 - ratio)) < 4 * (ratio * (1 - ratio) / x.numel()) ** 0.5
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - ratio)), rtol=1e-4, atol=0)
+    columns = (y != 0).float().mean(0)
+    assert columns.std() < 1.2 * (ratio * (1 - ratio) / 1000) ** 0.5  # no lane of the 64-bit draws stands out
+    assert dropout(x, ratio, None) is x
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda s: s.pop("prop_fused_backbone.prop_attention.0.bias"), "prop_attention.0.bias"),
+        (lambda s: s.update({"extra.weight": torch.zeros(2)}), "extra.weight"),
+        (lambda s: s.update({"prop_fused_backbone.prop_fusion.0.weight": torch.zeros(32, 95)}), "(32, 95)"),
+        (lambda s: s["prop_fused_backbone.prop_fusion.0.bias"].fill_(float("nan")), "NaN"),
+        (lambda s: s.clear(), "no parameter"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused_in_one_line(golden, tmp_path, change, words):
+    state = dict(load_checkpoint(golden / "checkpoint.pkl"))
+    change(state)
+    torch.save(state, tmp_path / "bad.pkl")
+    with pytest.raises(InputError, match="bad.pkl") as error:
+        load_model(tmp_path / "bad.pkl")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(golden, released, tmp_path):
+    with pytest.raises(InputError, match="20 classes for data of 3"):
+        load_model(golden / "checkpoint.pkl", ["a", "b", "c"])
+    names = [f"c{i}" for i in range(20)]
+    save_model(tmp_path / "m.pkl", released[0], {"classes": names})
+    with pytest.raises(InputError, match="other classes"):
+        load_model(tmp_path / "m.pkl", names[::-1])
+
+
+def test_rows_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="rows must be"):
+        SEAL(16, 3)(torch.zeros(2, 47))

@@ -1,0 +1,85 @@
+"""The folder of a run: one run at a time, whole files, and everything needed to say where a number came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Dict, Iterator, Mapping, Optional
+
+import torch
+
+from utils.cache import locked
+from utils.errors import InputError
+from utils.files import write_json, write_text
+
+
+@contextmanager
+def experiment(folder: Optional[str], default: str, resume: bool) -> Iterator[Path]:
+    """Make, lock and yield the folder of a run.
+
+    folder: as the user names it; None takes output/DEFAULT or the next free number after it. A folder that holds a
+    run is refused unless ``resume``, as is one that another run holds. Raises InputError.
+    """
+    path = Path(folder) if folder else _free(Path("output") / default)
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(path / ".lock", wait=False):
+            if not resume and (path / "options.json").exists():
+                raise InputError("this folder holds a run already", path, "add --resume, or name another --exp_dir")
+            yield path
+    except BlockingIOError:
+        raise InputError("another run is writing here", path, "wait for it, or name another --exp_dir") from None
+
+
+def _free(path: Path) -> Path:
+    number, candidate = 1, path
+    while (candidate / "options.json").exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def plain(args: object) -> Dict[str, object]:
+    """Options as data: nested dataclasses and tuples become dicts and lists."""
+    return json.loads(json.dumps(vars(args), default=lambda value: vars(value)))
+
+
+def write_options(folder: Path, options: Mapping[str, object]) -> None:
+    """opt.txt to read, options.json to load."""
+    width = max(map(len, options))
+    write_text(folder / "opt.txt", "".join(f"{k:<{width}}  {v}\n" for k, v in sorted(options.items())))
+    write_json(folder / "options.json", options)
+
+
+def write_environment(folder: Path, device: torch.device, seed: int, hashes: Mapping[str, str]) -> None:
+    """environment.json: versions, device, seed, commit of the code and hashes of the inputs."""
+    import numpy
+    import pandas
+
+    root = Path(__file__).resolve().parent.parent
+    try:
+        git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    write_json(
+        folder / "environment.json",
+        {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "pandas": pandas.__version__,
+            "platform": platform.platform(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {os.cpu_count()} cores",
+            "threads": torch.get_num_threads(),
+            "seed": seed,
+            "commit": commit,
+            "inputs": dict(hashes),
+            "command": sys.argv,
+        },
+    )

@@ -1,0 +1,159 @@
+"""Two-stream snippet features on disk: one joint object array, or folders with a file a video."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from utils.annotations import WHERE_FROM
+from utils.errors import InputError
+from utils.files import load_array, load_npz
+
+SUFFIXES = (".npy", ".npz")
+
+
+class Features:
+    """Snippet features of videos by name: ``features.load(video)`` -> float32 [T, 2D], RGB first, then flow.
+
+    sources: one path (joint .npy or folder of VIDEO.npy / v_VIDEO.npy / .npz), or two folders (RGB, flow).
+    all_videos: every video of the annotations, in order: what the rows of a joint array belong to.
+    feature_size: 2D if the user states it; tells [T, 2D] from [2D, T] in per-video files.
+    Raises InputError naming file and video.
+    """
+
+    def __init__(self, sources: Sequence[Path], all_videos: Sequence[str], feature_size: Optional[int] = None):
+        self.sources = [Path(s) for s in sources]
+        self._joint: Optional[np.ndarray] = None
+        self._row: Dict[str, int] = {}
+        self._files: List[Dict[str, Path]] = []
+        if self.sources[0].is_file():
+            self._row = {v: i for i, v in enumerate(all_videos)}
+        else:
+            self._files = [_listing(folder) for folder in self.sources]
+        self.videos = tuple(v for v in all_videos if v in self._row or (self._files and self._found(v)))
+        if not self.videos:
+            todo = "files are found by video name, with or without v_"
+            raise InputError("features of none of the annotated videos", self.sources[0], todo)
+        self._stated_size = feature_size
+        self._layout: Optional[Tuple[int, bool]] = None
+
+    @property
+    def layout(self) -> Tuple[int, bool]:
+        """(2D, are the files [2D, T]?); looked up on first use: a finished cache needs no feature."""
+        if self._layout is None:
+            self._layout = self._find_layout(self._stated_size)
+        return self._layout
+
+    def load(self, video: str) -> np.ndarray:
+        """float32 [T, 2D] of one video; T > 0, every value finite."""
+        parts = [self._part(video, source) for source in range(len(self.sources))]
+        if len({len(p) for p in parts}) > 1:
+            lengths = " and ".join(str(len(p)) for p in parts)
+            raise InputError(f"RGB and flow have {lengths} snippets", self._where(video), "extract them at one stride")
+        features = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        if len(features) == 0:
+            raise InputError("a video of no snippet (T = 0)", self._where(video), "extract it again or drop the video")
+        if not np.isfinite(features).all():
+            raise InputError("NaN or Inf in the features", self._where(video), "extract the video again")
+        return features
+
+    def signature(self, videos: Sequence[str], hash_file: Callable[[Path], str]) -> str:
+        """Hash of the content of the files behind these videos."""
+        if not self._files:
+            paths = [self.sources[0]]
+        else:
+            paths = [files[name] for v in videos for files in self._files for name in [_name(files, v)] if name]
+        digest = hashlib.blake2b(digest_size=16)
+        for path in paths:
+            digest.update(hash_file(path).encode())
+        return digest.hexdigest()
+
+    def release(self) -> None:
+        """Give back the memory of a joint array; the next load reads it again."""
+        self._joint = None
+
+    def _found(self, video: str) -> bool:
+        return all(_name(files, video) is not None for files in self._files)
+
+    def _where(self, video: str) -> str:
+        return f"{self.sources[0]}, {video}"
+
+    def _raw(self, video: str, source: int, mmap: bool = False) -> np.ndarray:
+        if not self._files:
+            if self._joint is None:
+                self._joint = load_array(self.sources[0], objects=True, todo=WHERE_FROM)
+                if self._joint.dtype != object or self._joint.ndim != 1:
+                    if self._joint.ndim != 3:
+                        raise InputError("not an object array of [T, 2D] arrays", self.sources[0], WHERE_FROM)
+                if len(self._joint) != len(self._row):
+                    what = f"features of {len(self._joint)} videos, annotations of {len(self._row)}"
+                    raise InputError(what, self.sources[0], "features and annotations must be of one release")
+            array = self._joint[self._row[video]]
+        else:
+            path = self._files[source][_name(self._files[source], video) or video]
+            if path.suffix == ".npz":
+                arrays = list(load_npz(path).values())
+                if len(arrays) != 1:
+                    raise InputError(f"{len(arrays)} arrays in one file", path, "one array a file, [T, 2D]")
+                array = arrays[0]
+            else:
+                array = load_array(path, mmap=mmap)
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
+            shape = getattr(array, "shape", type(array).__name__)
+            raise InputError(f"not a [T, 2D] array of numbers but {shape}", self._where(video), "extract it again")
+        return array
+
+    def _part(self, video: str, source: int) -> np.ndarray:
+        array = self._raw(video, source)
+        feature_size, transposed = self.layout
+        width = feature_size // len(self.sources)
+        if transposed:
+            array = array.T
+        if array.shape[1] != width:
+            what = f"features of width {array.shape[1]}, not {width}"
+            raise InputError(what, self._where(video), "every video needs the same feature_size")
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+    def _find_layout(self, feature_size: Optional[int]) -> Tuple[int, bool]:
+        """(2D, are the files [2D, T]?) from a joint array (always [T, 2D]) or from the shapes of per-video files."""
+        parts = len(self.sources)
+        if not self._files:
+            width = self._raw(self.videos[0], 0).shape[1]
+            if feature_size not in (None, width):
+                raise InputError(
+                    f"features of width {width}, not {feature_size}", self.sources[0], "leave out --feature_size"
+                )
+            return width, False
+        shapes = {self._raw(v, 0, mmap=True).shape for v in self.videos[:64]}
+        rows, columns = ({s[axis] for s in shapes} for axis in (0, 1))
+        if feature_size is not None:
+            width = feature_size // parts
+            as_stated, as_transposed = columns == {width}, rows == {width}
+            if as_stated and as_transposed:
+                what = f"[T, 2D] and [2D, T] cannot be told apart: the files are {width} x {width}"
+                raise InputError(what, self.sources[0], "add a video of another length or store the joint array")
+            if not as_stated and not as_transposed:
+                todo = "give the width of the concatenated features, or leave out --feature_size"
+                raise InputError(f"features are {sorted(shapes)[0]}, not of width {width}", self.sources[0], todo)
+            return feature_size, as_transposed
+        if len(columns) == 1:
+            return columns.pop() * parts, False
+        if len(rows) == 1:
+            return rows.pop() * parts, True
+        raise InputError(f"files of different widths {sorted(columns)[:3]}", self.sources[0], "state --feature_size")
+
+
+def _listing(folder: Path) -> Dict[str, Path]:
+    """Name without suffix -> file, of one folder."""
+    if not folder.is_dir():
+        raise InputError("no features", folder, WHERE_FROM)
+    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and not p.name.startswith(".")}
+
+
+def _name(files: Dict[str, Path], video: str) -> Optional[str]:
+    """The name under which a video's file stands: as it is, with v_, or without."""
+    bare = video[2:] if video.startswith("v_") else video
+    return next((n for n in (video, "v_" + bare, bare) if n in files), None)

@@ -1,0 +1,63 @@
+"""What a person reads: log lines, the progress bar, rows of results, and the table at the end of a run."""
+
+from __future__ import annotations
+
+import sys
+from typing import List, Mapping, Sequence
+
+from tqdm import tqdm
+
+# mAP in percent at tIoU 0.1:0.1:0.7 and averages 0.1:0.5, 0.3:0.7, 0.1:0.7 on THUMOS14, as published
+REPORTED = {
+    "paper": ("SEAL, paper (AAAI 2025)", (78.4, 73.6, 66.1, 55.8, 44.5, 31.2, 19.9, 63.7, 43.5, 52.8)),
+    "release": ("SEAL, authors' page (2025/6/26)", (80.0, 75.7, 67.4, 58.1, 48.9, 35.6, 20.8, 66.0, 46.2, 55.2)),
+}
+
+
+def log(text: str) -> None:
+    """A line for the person at the terminal, above a progress bar if there is one."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def progress(total: int, done: int) -> tqdm:
+    """The bar of a training run; silent where standard error is no terminal."""
+    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    return tqdm(total=total, initial=done, bar_format=form, disable=None, dynamic_ncols=True)
+
+
+def columns(tious: Sequence[float], averages: Sequence[str]) -> List[str]:
+    """Head of a row of results: the authors' columns."""
+    return ["epoch", "cls-mAP"] + [f"mAP@{t:.2f}".rstrip("0") for t in tious] + [f"AVG({a})" for a in averages]
+
+
+def row(metrics: Mapping) -> List[str]:
+    """One evaluation in percent, in the order of ``columns``."""
+    numbers = [metrics["classification_mAP"], *metrics["mAP"], *metrics["average"].values()]
+    return [str(metrics["epoch"])] + ["-" if n is None else f"{100 * n:.2f}" for n in numbers]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
+    """Rows of cells as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join([r[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(r[1:], widths[1:])]).rstrip() for r in rows]
+
+
+def headline(metrics: Mapping) -> float:
+    """The one number models are compared by: the last average (THUMOS14: 0.1:0.7)."""
+    return list(metrics["average"].values())[-1]
+
+
+def table(dataset: str, recipe: str, results: Mapping[str, Mapping]) -> str:
+    """Threshold by threshold in percent: one row a result, on THUMOS14 with the published rows, protocol named."""
+    first = next(iter(results.values()))
+    head = ["mAP (%)"] + columns(first["tiou"], list(first["average"]))[1:]
+    rows = [head] + [[name] + row(metrics)[1:] for name, metrics in results.items()]
+    if dataset == "Thumos14reduced":
+        names = ("paper", "release") if recipe == "release" else ("paper",)
+        rows += [[name] + ["-"] + [f"{v:.2f}" for v in values] for name, values in (REPORTED[n] for n in names)]
+    lines = aligned(rows)
+    rule = "-" * max(map(len, lines))
+    count = f"protocol {first['protocol']}, {first['videos']} videos"
+    if dataset == "Demo":
+        count += "; simulated data: these numbers say nothing about real videos"
+    return "\n".join([f"{dataset}, {count}", rule, lines[0], rule, *lines[1:], rule])
