@@ -98,11 +98,8 @@ def split_truth(source: Source, split: Split) -> GroundTruth:
     return truth.keep(split.videos)
 
 
-def load_split(source: Source, split: str, log: Callable[[str], None] = print) -> Split:
-    """Read one split ("train" or "test") and open or build the cache of its SCFE inputs.
-
-    ``log`` gets a line for everything that was left out. Raises InputError naming file and video.
-    """
+def weak_labels(source: Source, split: str, log: Callable[[str], None]) -> Tuple[Tuple[str, ...], np.ndarray]:
+    """The V videos of a split that have features, and their weak labels, multi-hot float32 [V, C]."""
     annotations, profile = source.annotations, source.profile
     subset = profile.train_subset if split == "train" else profile.test_subset
     members = annotations.of(subset)
@@ -122,7 +119,16 @@ def load_split(source: Source, split: str, log: Callable[[str], None] = print) -
         labels[row, list(annotations.labels[i])] = 1
     if split == "train" and not labels.any(axis=1).all():
         log(f"{int((~labels.any(axis=1)).sum())} train videos have no label and are trained as background")
+    return videos, labels
 
+
+def load_split(source: Source, split: str, log: Callable[[str], None] = print) -> Split:
+    """Read one split ("train" or "test") and open or build the cache of its SCFE inputs.
+
+    ``log`` gets a line for everything that was left out. Raises InputError naming file and video.
+    """
+    annotations, profile = source.annotations, source.profile
+    videos, labels = weak_labels(source, split, log)
     path = proposals_file(source.name, profile, split, source.proposals_root)
     length_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
     rate = profile.snippets_per_second
@@ -175,7 +181,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 
 def epoch_order(videos: np.ndarray, batch_size: int, seed: int, epoch: int) -> List[np.ndarray]:
-    """The batches of one epoch: video indices in a fresh order, the last partial batch dropped (unless it is the only)."""
+    """The batches of one epoch: videos in a fresh order, the last partial batch dropped (unless it is the only one)."""
     order = videos[stream(seed, "order of videos", epoch).permutation(len(videos))]
     size = min(batch_size, len(order))
     return [order[i : i + size] for i in range(0, len(order) - size + 1, size)]

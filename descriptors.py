@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
-from utils.files import load_array, load_json, save_array, write_json
+from tqdm import tqdm
 
-from utils.errors import InputError
+from dataset import load_source, weak_labels
+from utils.errors import InputError, run_command
+from utils.files import load_array, load_json, save_array, write_json
 
 LEVELS = ("video", "segment")
 
@@ -74,3 +78,31 @@ def load_or_make(
             raise InputError(what, path, "delete the file: it is then made from the training videos")
         found.append(values.astype(np.float32))
     return found[0], found[1]
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """The command line of this module: compute from the training videos' features and write."""
+    parser = argparse.ArgumentParser(prog="descriptors.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dataset_name", default="Thumos14reduced")
+    parser.add_argument("--dataset_root", help="default: data/NAME")
+    parser.add_argument("--descriptors_root", help="where to write; default: descriptors/NAME")
+    parser.add_argument("--level", choices=LEVELS, default="video", help="Eq. (2) or Eq. (1); default: video")
+    args = parser.parse_args(argv)
+    source = load_source(args.dataset_name, args.dataset_root)
+    videos, labels = weak_labels(source, "train", print)
+    means, lengths = [], []
+    for video in tqdm(videos, "training videos", unit="video", leave=False):
+        features = source.features.load(video)
+        means.append(features.mean(axis=0, dtype=np.float64).astype(np.float32))
+        lengths.append(len(features))
+    folder = Path(args.descriptors_root or Path("descriptors") / args.dataset_name)
+    folder = folder if args.level == "video" else folder / args.level
+    made = descriptors(np.stack(means), np.asarray(lengths), labels, source.annotations.classes, args.level)
+    for name, values in zip(("appearance", "motion"), made):
+        path = folder / f"general_{name}_descriptors.npy"
+        save_array(path, values)
+        print(f"{path}: float32 {list(values.shape)} from {len(videos)} training videos, {args.level} level")
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

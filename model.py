@@ -1,4 +1,4 @@
-"""The P-MIL base model with SEAL's process-consistency branch (spec of Ren et al., CVPR 2023, and the paper's Fig. 2)."""
+"""The P-MIL base model (Ren et al., CVPR 2023) with the process-consistency branch of the paper, its Fig. 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SCFE inputs of a split, computed once: they have no parameters, so fixed features and proposals make them constant.
+"""The SCFE inputs of a split, computed once: without parameters, they are constant for fixed features and proposals.
 
 A cache is a folder named by the content of its inputs (features, proposals, roi_size, dtype), so it can never serve
 rows of other inputs. It is built beside its place and renamed, under a lock: whole or not there. Proposals of a video
@@ -94,12 +94,12 @@ class Rows:
         self.num_snippets = load_array(folder / "num_snippets.npy")
         self.video_mean = load_array(folder / "video_mean.npy")
         self.width = 3 * self.video_mean.shape[1]
-        mapped, touched = load_array(folder / "rows.npy", mmap=True), 0
+        mapped, touched = _map(folder / "rows.npy"), 0
 
         def read(i: int) -> Tensor:
             nonlocal mapped, touched
             if touched > MAPPED_BYTES:
-                mapped, touched = load_array(folder / "rows.npy", mmap=True), 0
+                mapped, touched = _map(folder / "rows.npy"), 0
             part = mapped[self.start[i] : self.start[i + 1]]
             touched += part.nbytes
             return torch.from_numpy(part)
@@ -140,6 +140,12 @@ class Rows:
     @staticmethod
     def _not_built(i: int) -> Tensor:
         raise RuntimeError("rows are neither opened nor computed live")
+
+
+def _map(path: Path) -> np.memmap:
+    """A checked .npy file by memory map, copy-on-write: torch wants memory it could write to."""
+    found = load_array(path, mmap=True)
+    return np.memmap(path, found.dtype, "c", found.offset, found.shape)
 
 
 def cached_rows(
