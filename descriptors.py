@@ -91,7 +91,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     source = load_source(args.dataset_name, args.dataset_root)
     videos, labels = weak_labels(source, "train", print)
     means, lengths = [], []
-    for video in tqdm(videos, "training videos", unit="video", leave=False):
+    for video in tqdm(videos, "training videos", unit="video", leave=False, disable=None):
         features = source.features.load(video)
         means.append(features.mean(axis=0, dtype=np.float64).astype(np.float32))
         lengths.append(len(features))

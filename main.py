@@ -14,7 +14,6 @@ from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-from utils.files import file_hash, load_checkpoint, save_checkpoint, write_json, write_text
 
 from dataset import epoch_order, load_source, load_split, packed_batch, split_truth
 from descriptors import load_or_make
@@ -26,6 +25,7 @@ from utils.board import Board
 from utils.demo import make_demo
 from utils.errors import InputError, run_command
 from utils.experiment import experiment, plain, write_environment, write_options
+from utils.files import file_hash, load_checkpoint, save_checkpoint, write_json, write_text
 from utils.profile import PROFILES, dataset_root, proposals_file
 from utils.report import aligned, columns, headline, log, progress, row, table
 from utils.seeds import torch_stream
@@ -33,6 +33,26 @@ from utils.seeds import torch_stream
 # options that cannot change a result: a run may be resumed with others
 FREE = {"exp_dir", "resume", "cache_dir", "no_cache", "save_seconds", "run_type", "pretrained_ckpt"}
 FIGURE_VIDEOS = 3
+
+
+def train_step(
+    model: SEAL, optimizer: torch.optim.Optimizer, batch_of: Tuple, args: argparse.Namespace, epoch: int, step: int
+) -> Dict[str, torch.Tensor]:
+    """Forward, losses, backward, Adam on one packed batch (``dataset.packed_batch``).
+
+    Returns the terms and the norm of the gradient, on the device. Nothing in here waits for the device.
+    """
+    rows, index, batch = batch_of
+    generator = torch_stream(args.seed, "dropout", epoch, step, device=rows.device)
+    with torch.autocast(rows.device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+        outputs = model(rows, index, generator, share_rows=args.share_rows)
+    terms = seal_terms(outputs, batch, args.recipe_numbers, epoch, args.max_epoch, args.k, args.losses, args.sme_labels)
+    optimizer.zero_grad(set_to_none=True)
+    terms["loss_total"].backward()
+    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
+    optimizer.step()
+    terms = {name: term.detach().float() for name, term in terms.items()}
+    return {**terms, "gradient_norm": torch.linalg.vector_norm(torch.stack(norms))}
 
 
 class Run:
@@ -51,6 +71,7 @@ class Run:
         self.optimizer = adam(self.model, args)
         self.epoch, self.step = 1, 0  # the next step to take
         self.records: List[torch.Tensor] = []  # terms of the steps of this epoch
+        self.term_names: List[str] = []
         self.history: List[Dict] = []  # metrics of every evaluation
         self.options = plain(args)
         self.inputs = {
@@ -71,27 +92,14 @@ class Run:
         label, confidence = pseudo_labels(torch.from_numpy(rows.video_mean), *map(torch.from_numpy, pair))
         return label.numpy(), confidence.numpy()
 
-    # ---- one step
-
-    def take_step(self, videos: np.ndarray) -> torch.Tensor:
-        """Forward, losses, backward, Adam. Returns the terms and the gradient's norm, on the device."""
+    def take_step(self, videos: np.ndarray) -> None:
+        """One step on these videos; its terms join the epoch's records."""
         args = self.args
-        rows, index, batch = packed_batch(
-            self.train, videos, self.device, self.pseudo, args.max_proposal, args.seed, self.epoch
-        )
-        generator = torch_stream(args.seed, "dropout", self.epoch, self.step, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-            outputs = self.model(rows, index, generator, share_rows=args.share_rows)
-        terms = seal_terms(
-            outputs, batch, self.recipe, self.epoch, args.max_epoch, args.k, args.losses, args.sme_labels
-        )
-        self.term_names = list(terms) + ["gradient_norm"]
-        self.optimizer.zero_grad(set_to_none=True)
-        terms["loss_total"].backward()
-        gradients = [p.grad for p in self.model.parameters()]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        self.optimizer.step()
-        return torch.stack([t.detach().float() for t in terms.values()] + [norm])
+        batch_of = packed_batch(self.train, videos, self.device, self.pseudo, args.max_proposal, args.seed, self.epoch)
+        terms = train_step(self.model, self.optimizer, batch_of, args, self.epoch, self.step)
+        self.term_names = list(terms)
+        self.records.append(torch.stack(list(terms.values())))
+        self.step += 1
 
     def batches(self) -> List[np.ndarray]:
         return epoch_order(self.train.scored, self.args.batch_size, self.args.seed, self.epoch)
@@ -115,6 +123,7 @@ class Run:
             "epoch": self.epoch,
             "step": self.step,
             "records": [r.cpu() for r in self.records],
+            "term_names": self.term_names,
             "history": self.history,
             "options": self.options,
             "inputs": self.inputs,
@@ -138,7 +147,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-        self.records = [r.to(self.device) for r in state["records"]]
+        self.records, self.term_names = [r.to(self.device) for r in state["records"]], state["term_names"]
         return True
 
     # ---- evaluation
@@ -162,7 +171,7 @@ class Run:
         write_text(self.folder / "mAP-results.log", "\n".join(lines) + "\n")
         write_json(self.folder / "results.json", {"last": metrics, "best": self.best})
         board.scalars("test_mAP", dict(zip(head[1:], map(float, row(metrics)[1:]))), self.epoch)
-        for picture, video in result.pictures(self.test, self.truth, self.profile, FIGURE_VIDEOS):
+        for video, picture in result.pictures(self.test, self.truth, FIGURE_VIDEOS):
             board.image(f"timeline/{video}", picture, self.epoch)
         return result
 
@@ -209,8 +218,7 @@ def train(args: argparse.Namespace) -> int:
             while run.epoch <= args.max_epoch:
                 run.model.train()
                 for videos in run.batches()[run.step :]:
-                    run.records.append(run.take_step(videos))
-                    run.step += 1
+                    run.take_step(videos)
                     bar.update()
                     if stop.asked:
                         run.mean_terms()
@@ -264,7 +272,7 @@ def test(args: argparse.Namespace) -> int:
         write_environment(folder, device, args.seed, inputs)
         write_json(folder / "results.json", result.metrics)
         write_json(folder / "detections.json", result.detections.to_json(args.dataset_name))
-        log(table(args.dataset_name, args.recipe, {Path(args.pretrained_ckpt).name: result.metrics}))
+        print(table(args.dataset_name, args.recipe, {Path(args.pretrained_ckpt).name: result.metrics}))
         log(f"results.json and detections.json are in {folder}")
     return 0
 

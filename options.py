@@ -254,6 +254,14 @@ def parser() -> argparse.ArgumentParser:
     )
     g.add_argument("--tf32", action="store_true", help="TF32 products on NVIDIA cards: faster, 10-bit mantissa")
 
+    g.add_argument(
+        "--save_seconds",
+        type=_number(float, 0),
+        default=60.0,
+        metavar="S",
+        help="least time between two saves of the state that --resume needs (default: 60; 0: every epoch)",
+    )
+
     g = p.add_argument_group("evaluation")
     g.add_argument(
         "--interval", type=count, default=10, help="epochs between evaluations (default: 10); never changes training"

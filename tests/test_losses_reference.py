@@ -22,7 +22,7 @@ def close(actual, expected):
 )
 def test_every_term_and_its_gradients_are_those_of_the_equations(recipe, epoch, seed):
     outputs, batch = slow.random_case(seed=seed)
-    k = (8, 3)[seed % 2]
+    k = (8, 3, 1)[seed % 3]
     expected = slow.terms(outputs, batch, recipe, epoch, 200, k)
     terms = seal_terms(outputs, batch, RECIPES[recipe], epoch, 200, k)
     assert list(terms) == list(expected)

@@ -115,7 +115,7 @@ class Rows:
         try:
             # written in sequence, not through a memory map: dirty pages of a large map would fill the memory
             with open(scratch / "rows.npy", "wb") as file:
-                for i, video in enumerate(tqdm(videos, f"SCFE cache, {name}", unit="video", leave=False)):
+                for i, video in enumerate(tqdm(videos, f"SCFE cache, {name}", unit="video", leave=False, disable=None)):
                     features = load(video)
                     self._describe(i, features)
                     if i == 0:

@@ -17,6 +17,7 @@ import re
 import stat
 import warnings
 import zipfile
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, Optional, Union
@@ -87,8 +88,8 @@ def load_json(path: PathLike, *, max_bytes: int = 1 << 29, todo: Optional[str] =
     def unique(pairs: list) -> dict:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise InputError("a key given twice", f"{path}, key {shown(max(keys, key=keys.count))!r}")
+            key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+            raise InputError("a key given twice", f"{path}, key {shown(key)!r}")
         return found
 
     try:

@@ -122,11 +122,12 @@ _CALLS = {
     "numpy ndarray": None,
     "numpy dtype": _new_dtype,
     "_codecs encode": encode_bytes,
-    # Python 2 and protocols below 4 have no opcodes for these
-    **{f"{module} bytes": lambda machine: b"" for module in ("__builtin__", "builtins")},
-    **{f"{module} set": _set for module in ("__builtin__", "builtins")},
-    **{f"{module} complex": lambda machine, real, imag: complex(real, imag) for module in ("__builtin__", "builtins")},
 }
+for _module in ("__builtin__", "builtins"):  # pickle protocols below 4 have no opcodes for these
+    _CALLS[f"{_module} bytes"] = lambda machine: b""
+    _CALLS[f"{_module} set"] = _set
+    _CALLS[f"{_module} frozenset"] = lambda machine, items: frozenset(_set(machine, items))
+    _CALLS[f"{_module} complex"] = lambda machine, real, imag: complex(real, imag)
 for _core in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
     _CALLS[f"{_core}.multiarray _reconstruct"] = _new_array
     _CALLS[f"{_core}.multiarray scalar"] = _scalar

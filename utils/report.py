@@ -33,7 +33,7 @@ def columns(tious: Sequence[float], averages: Sequence[str]) -> List[str]:
 def row(metrics: Mapping) -> List[str]:
     """One evaluation in percent, in the order of ``columns``."""
     numbers = [metrics["classification_mAP"], *metrics["mAP"], *metrics["average"].values()]
-    return [str(metrics["epoch"])] + ["-" if n is None else f"{100 * n:.2f}" for n in numbers]
+    return [str(metrics.get("epoch", "-"))] + ["-" if n is None else f"{100 * n:.2f}" for n in numbers]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> List[str]:

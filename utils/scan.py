@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import tarfile
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from math import prod
 from typing import Any, BinaryIO, Dict, List, Tuple
 
@@ -92,11 +92,13 @@ CHECKPOINT = Rules(_CALLS, _build_state_dict)
 def members(archive: zipfile.ZipFile, size: int, methods: Tuple[int, ...]) -> List[zipfile.ZipInfo]:
     """The members of an archive of ``size`` bytes; Refused for doubles, encryption, overlaps and bombs."""
     infos = archive.infolist()
-    names = [info.filename.lower() for info in infos]  # torch looks names up without regard to case
-    if len(set(names)) < len(names):
-        raise Refused(f"an archive that holds {shown(max(names, key=names.count))} twice")
+    for name, count in Counter(info.filename.lower() for info in infos).most_common(1):
+        if count > 1:  # torch looks names up without regard to case
+            raise Refused(f"an archive that holds {shown(name)} twice")
     for info in infos:
-        if info.flag_bits & 1 or info.compress_type not in methods or info.orig_filename != info.filename:
+        stored_badly = info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size
+        unusual = info.flag_bits & 1 or info.compress_type not in methods or info.orig_filename != info.filename
+        if unusual or stored_badly:
             raise Refused(f"an archive with a member of an unusual kind: {shown(info.filename)}")
     if sum(info.compress_size for info in infos) > size:
         raise Refused("an archive whose members overlap")

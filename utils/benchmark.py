@@ -1,0 +1,297 @@
+"""What a machine makes of SEAL: ``python -m utils.benchmark`` prints times beside the floor that arithmetic sets.
+
+An epoch's work is matrix products: forward and backward take 84 D^2 operations a proposal (88 MFLOP at D = 1024), as
+the first layer's input needs no gradient. That number over the speed of a plain torch.mm is the floor. ``--compare
+padded`` runs the same epoch the usual way, as the plain reference below, in turns with ours.
+
+Proposals are real ones if ``--proposals_root`` names them, else drawn to THUMOS14's counts; features are simulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataset import Split, epoch_order, packed_batch
+from eval.inference import evaluate, score
+from losses import pseudo_labels
+from main import adam, pick_device, train_step
+from model import SEAL
+from options import parse
+from utils.cache import cached_rows
+from utils.errors import run_command
+from utils.profile import PROFILES, GroundTruth
+from utils.report import aligned
+from utils.scfe import roi_align
+from utils.seeds import stream
+
+VIDEOS = {"train": 200, "test": 212}
+PROPOSALS = {"train": 33_895, "test": 31_587}
+REPEATS = {"train": 1 / 3, "test": 0.45}  # share of proposals that repeat another
+NUM_CLASS = 20
+
+
+def proposals_like_thumos(split: str) -> List[np.ndarray]:
+    """Proposals in snippets, [M, 2] a video, with THUMOS14's counts, repeats and lengths (P_w)."""
+    rng = stream(0, "benchmark proposals", VIDEOS[split])
+    weight = rng.lognormal(0, 0.9, VIDEOS[split])
+    counts = np.maximum(4, np.round(weight / weight.sum() * PROPOSALS[split])).astype(int)
+    counts[counts.argmax()] += PROPOSALS[split] - counts.sum()
+    found = []
+    for count in counts:
+        length = np.minimum(rng.lognormal(1.6, 0.9, count), 300)
+        start = rng.uniform(0, 4 * count**0.8 + 20, count)
+        pairs = np.stack([start, start + np.maximum(length, 0.5)], 1).round(2)
+        again = rng.random(count) < REPEATS[split]
+        pairs[again] = pairs[rng.integers(0, count, again.sum())]
+        found.append(pairs)
+    return found
+
+
+def proposals_of(root: Optional[str], split: str) -> List[np.ndarray]:
+    """The proposals of a THUMOS14 file in snippets, or drawn ones."""
+    if root is None:
+        return proposals_like_thumos(split)
+    results = json.loads((Path(root) / f"Proposals_Thumos14reduced_{split}.json").read_text())["results"]
+    return [np.round(np.asarray([p["segment"] for p in ps]) * 25 / 16, 2) for ps in results.values()]
+
+
+def simulated_split(
+    split: str, proposals: List[np.ndarray], width: int, cache_dir: Path, dtype: str
+) -> Tuple[Split, Callable[[str], np.ndarray], float, int]:
+    """A split over simulated features through the real cache; how to load them; seconds and bytes of the cache."""
+    videos = tuple(f"{split}_{i:04d}" for i in range(len(proposals)))
+    lengths = {v: int(np.ceil(p.max())) + 2 for v, p in zip(videos, proposals)}
+
+    def load(video: str) -> np.ndarray:
+        rng = stream(0, "benchmark features", videos.index(video), len(videos))
+        return rng.random((lengths[video], width), dtype=np.float32)
+
+    start = time.perf_counter()
+    rows, folder = cached_rows(cache_dir, split, videos, proposals, load, "simulated", dtype=dtype)
+    seconds = time.perf_counter() - start
+    labels = np.zeros((len(videos), NUM_CLASS), dtype=np.float32)
+    labels[np.arange(len(videos)), np.arange(len(videos)) % NUM_CLASS] = 1
+    length_s = np.asarray(list(lengths.values())) * 0.64
+    size = (folder / "rows.npy").stat().st_size
+    return Split(videos, labels, proposals, length_s, rows, "simulated"), load, seconds, size
+
+
+def sync(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    sync(device)
+    start = time.perf_counter()
+    work()
+    sync(device)
+    return time.perf_counter() - start
+
+
+def mm_speed(rows: int, width: int, device: torch.device, repeats: int = 5) -> float:
+    """Operations a second of a plain large torch.mm: the fusion layer's own product, best of a few."""
+    a = torch.rand(rows, 3 * width, device=device)
+    b = torch.rand(3 * width, width, device=device)
+    return 2 * rows * 3 * width * width / min(timed(lambda: torch.mm(a, b), device) for _ in range(repeats))
+
+
+# ---- the usual way, for comparison: nothing else uses what follows
+
+
+class PaddedReference:
+    """A step as it is usually written: features and proposals padded, RoIAlign in every step, a loop over videos."""
+
+    def __init__(self, model: SEAL, optimizer, split: Split, load, pseudo, args: argparse.Namespace):
+        self.model, self.optimizer, self.split, self.args = model, optimizer, split, args
+        self.pseudo = [torch.from_numpy(x) for x in pseudo]
+        self.device = next(model.parameters()).device
+        self.features = [torch.from_numpy(load(v)).half() for v in split.videos]  # as a joint file holds them
+
+    def step(self, videos: Sequence[int], epoch: int) -> float:
+        longest = max(len(self.split.proposals[v]) for v in videos)
+        inputs = torch.zeros(len(videos), longest, 3 * self.model.feature_size, device=self.device)
+        mask = torch.zeros(len(videos), longest, device=self.device)
+        for i, v in enumerate(videos):
+            proposals = np.zeros((longest, 2))
+            proposals[: len(self.split.proposals[v])] = self.split.proposals[v]
+            bins = torch.cat([roi_align(self.features[v].float(), p) for p in np.array_split(proposals, 8) if len(p)])
+            left, centre, right = bins[:, :2].amax(1), bins[:, 2:10].amax(1), bins[:, 10:].amax(1)
+            inputs[i] = torch.cat([centre - left, centre, centre - right], 1).to(self.device)
+            mask[i, : len(self.split.proposals[v])] = 1
+        net = self.model.prop_fused_backbone
+        f_prop = F.dropout(net.prop_fusion(inputs), self.args.dropout_ratio, training=True)
+        s_base = net.prop_classifier(f_prop)
+        attention = net.prop_attention(f_prop).squeeze(-1).sigmoid()
+        s_pc = net.prop_completeness(f_prop).squeeze(-1).sigmoid()
+        loss = sum(self.video(i, v, epoch, s_base, attention, s_pc, f_prop, mask) for i, v in enumerate(videos))
+        self.optimizer.zero_grad()
+        (loss / len(videos)).backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def video(self, i, v, epoch, s_base, attention, s_pc, f_prop, mask) -> Tensor:
+        """The paper's losses of one video, term after term, with its own masks and waits."""
+        count = int(mask[i].sum().item())
+        base, a, pc, feature = s_base[i, :count], attention[i, :count], s_pc[i, :count], f_prop[i, :count]
+        supp = base * a[:, None]
+        y = torch.from_numpy(self.split.labels[v]).to(self.device)
+        k = max(1, count // self.args.k)
+        loss = base.new_zeros(())
+        for scores, background, factor in ((base, 1.0, 1.0), (supp, 0.0, 0.5)):
+            target = torch.cat([y, y.new_tensor([background])])
+            target = target / (target.sum() + 1e-4)
+            loss = loss - factor * (target * scores.topk(k, dim=0).values.mean(0).log_softmax(0)).sum()
+        label, confidence = (x[v].item() for x in self.pseudo)
+        if confidence and epoch < 30:
+            p = (base[:, :-1].softmax(1) * a[:, None]).mean(0)
+            loss = loss + (1 - epoch / 30) * F.mse_loss(p, F.one_hot(torch.tensor(label), NUM_CLASS).to(p))
+        proposals = torch.from_numpy(self.split.proposals[v]).to(base)
+        instances = proposals[a >= 0.9 * a.max()]
+        start, end = (
+            torch.max(proposals[:, None, 0], instances[None, :, 0]),
+            torch.min(proposals[:, None, 1], instances[None, :, 1]),
+        )
+        shared = (end - start).clamp(min=0)
+        length, g_length = proposals[:, 1] - proposals[:, 0], instances[:, 1] - instances[:, 0]
+        best, j = (shared / (length[:, None] + g_length[None] - shared)).max(1)
+        on = best > 0
+        if on.any().item():
+            p, g, s = proposals[on], instances[j[on]], pc[on]
+            s1, s2, e1 = torch.min(p[:, 0], g[:, 0]), torch.max(p[:, 0], g[:, 0]), torch.min(p[:, 1], g[:, 1])
+            common, centre = (e1 - s2).clamp(min=1e-6), (g[:, 0] + g[:, 1]) / 2
+            apart = ((p.sum(1) / 2 - centre).abs() / common).clamp(max=1e6)
+            term = F.smooth_l1_loss((s1 + s2) / 2 + s * (e1 - s2) / 2, centre)
+            term = term + F.smooth_l1_loss(apart, torch.zeros_like(apart))
+            loss = loss + 1.5 * (term + ((1 - s) * (common < 0.5 * (g[:, 1] - g[:, 0]))).mean())
+        if epoch <= 50:
+            l_c = F.mse_loss(base[:, :-1].softmax(1), supp[:, :-1].softmax(1))
+            for c in y.nonzero().flatten().tolist():
+                chosen = base[:, :-1].argmax(1) == c
+                if chosen.any().item():
+                    l_st = (feature[chosen] - feature[chosen].mean(0)).norm(dim=1).mean()
+                    l_c = l_c + (0.3 + 0.2 * epoch / 50) * l_st
+            loss = loss + float(np.exp(-epoch / 8)) * l_c
+        return loss
+
+
+# ---- the table
+
+
+def run(options: argparse.Namespace, cache_dir: Path) -> List[Tuple[str, str, str]]:
+    """Rows (what, figure, remark) of the table."""
+    args = parse(
+        ["--device", options.device]
+        + ["--share_rows"] * options.share_rows
+        + ["--amp", options.amp]
+        + ["--tf32"] * options.tf32
+    )
+    device, width = pick_device(args), 2 * options.width
+    splits = {}
+    rows: List[Tuple[str, str, str]] = []
+    for split in ("train", "test"):
+        proposals = proposals_of(options.proposals_root, split)
+        splits[split], load, seconds, size = simulated_split(split, proposals, width, cache_dir, options.cache_dtype)
+        unique, total = int(splits[split].rows.start[-1]), sum(map(len, proposals))
+        rows.append(
+            (f"cache of {split}", f"{seconds:.1f} s", f"{size / 1e9:.2f} GB, {unique:,} rows of {total:,} proposals")
+        )
+        if split == "train":
+            load_train = load
+        splits[split].rows.to(device)
+    train, test = splits["train"], splits["test"]
+    pseudo = tuple(np.random.default_rng(0).integers(0, n, len(train.videos)) for n in (NUM_CLASS, 3))
+    model = SEAL(width, NUM_CLASS).to(device)
+    optimizer = adam(model, args)
+    batches = epoch_order(np.arange(len(train.videos)), args.batch_size, 0, 1)[: options.steps]
+    proposals = sum(len(train.proposals[v]) for b in batches for v in b)
+    distinct = sum(int(train.rows.size[v]) for b in batches for v in b)
+    flop = proposals * 84 * (width / 2) ** 2
+
+    def ours() -> None:
+        for step, videos in enumerate(batches):
+            train_step(model, optimizer, packed_batch(train, videos, device, pseudo), args, 1, step)
+
+    usual = (
+        PaddedReference(SEAL(width, NUM_CLASS).to(device), None, train, load_train, pseudo, args)
+        if options.compare
+        else None
+    )
+    if usual:
+        usual.optimizer = adam(usual.model, args)
+    train_step(model, optimizer, packed_batch(train, batches[0], device, pseudo), args, 1, 0)  # warm-up
+    speeds, epochs, padded = [], [], []
+    for _ in range(options.repeats):  # in turns, so that a machine whose speed drifts treats all alike
+        speeds.append(mm_speed(min(4096, proposals), width, device))
+        epochs.append(timed(ours, device))
+        if usual:
+            padded.append(timed(lambda: [usual.step(videos, 1) for videos in batches], device))
+    floors = [flop / s for s in speeds]
+    middle = lambda values: sorted(values)[len(values) // 2]  # noqa: E731
+    rows.append(
+        ("torch.mm", f"{middle(speeds) / 1e9:,.0f} GFLOP/s", f"float32, {torch.get_num_threads()} threads, {device}")
+    )
+    rows.append(
+        (
+            "floor of an epoch",
+            f"{middle(floors):.3f} s",
+            f"{len(batches)} steps, {proposals:,} proposals ({distinct:,} distinct), {flop / 1e12:.2f} TFLOP",
+        )
+    )
+    rows.append(
+        ("epoch", f"{middle(epochs):.3f} s", f"{middle([e / f for e, f in zip(epochs, floors)]):.2f} times the floor")
+    )
+    if usual:
+        rows.append(
+            (
+                "epoch, padded reference",
+                f"{middle(padded):.3f} s",
+                f"{middle([p / e for p, e in zip(padded, epochs)]):.1f} times ours",
+            )
+        )
+
+    def forward() -> None:
+        for _ in score(model, test):
+            pass
+
+    rows.append(("forward of the test split", f"{timed(forward, device):.3f} s", f"{len(test.videos)} videos"))
+    rows += evaluation_parts(model, test)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    rows.append(("peak memory", f"{memory / 1e9:.2f} GB", "resident, everything above"))
+    if device.type == "cuda":
+        rows.append(("peak memory, CUDA", f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB", ""))
+    return rows
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m utils.benchmark", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--compare", choices=("padded",), help="also run the padded reference, and print the ratio")
+    parser.add_argument(
+        "--proposals_root", help="folder of Proposals_Thumos14reduced_{train,test}.json; default: drawn"
+    )
+    parser.add_argument("--share_rows", action="store_true", help="as in main.py")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="as in main.py")
+    parser.add_argument("--tf32", action="store_true", help="as in main.py")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--cache_dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--width", type=int, default=1024, help="D, width of one modality (default: 1024, I3D's)")
+    parser.add_argument("--steps", type=int, default=None, help="steps of an epoch to run (default: all 20)")
+    parser.add_argument("--repeats", type=int, default=3, help="epochs of each, the median is printed (default: 3)")
+    parser.add_argument("--output", help="also write the table as JSON")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="seal-benchmark-") as folder:
+        rows = run(options, Path(folder))
+    print("\n".join(aligned([("what", "figure", "remark")] + [(a, b, "  " + c) for a, b, c in rows])))
