@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from utils.profile import (
     load_profile,
     proposals_file,
 )
+from utils.report import some
 from utils.seeds import stream
 
 
@@ -73,7 +74,7 @@ def open_features(
     sources = [root / s for s in profile.features or ()]
     if not sources:
         folder = root / f"{name}-I3D-JOINTFeatures"
-        sources = [folder if folder.is_dir() else folder.with_suffix(".npy")]
+        sources = [folder if folder.is_dir() else root / f"{folder.name}.npy"]  # a NAME may hold a dot
     return Features(sources, annotations.videos, size)
 
 
@@ -110,7 +111,7 @@ def weak_labels(source: Source, split: str, log: Callable[[str], None]) -> Tuple
     kept = np.asarray([i for i in members if annotations.videos[i] in featured], dtype=np.int64)
     if len(kept) < len(members):
         missing = [annotations.videos[i] for i in members if annotations.videos[i] not in featured]
-        log(f"{len(kept)} of {len(members)} {split} videos have features; missing: {_some(missing)}")
+        log(f"{len(kept)} of {len(members)} {split} videos have features; missing: {some(missing)}")
     if not len(kept):
         raise InputError(f"features of no {split} video", source.features.sources[0], "check names and folder")
     videos = tuple(annotations.videos[i] for i in kept)
@@ -142,7 +143,7 @@ def load_split(source: Source, split: str, log: Callable[[str], None] = print) -
         raise InputError(f"proposals for none of the {len(videos)} {split} videos", path, "check its video names")
     if without:
         effect = "not trained on" if split == "train" else "no detections from them"
-        log(f"{len(without)} of {len(videos)} {split} videos have no proposal ({effect}): {_some(without)}")
+        log(f"{len(without)} of {len(videos)} {split} videos have no proposal ({effect}): {some(without)}")
     return _with_rows(source, split, videos, labels, proposals, length_s)
 
 
@@ -175,16 +176,20 @@ def _with_rows(source: Source, split: str, videos, labels, proposals, length_s) 
     return Split(videos, labels, proposals, np.where(np.isnan(seconds), from_features, seconds), rows, signature)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of some names."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def epoch_order(videos: np.ndarray, batch_size: int, seed: int, epoch: int) -> List[np.ndarray]:
     """The batches of one epoch: videos in a fresh order, the last partial batch dropped (unless it is the only one)."""
     order = videos[stream(seed, "order of videos", epoch).permutation(len(videos))]
     size = min(batch_size, len(order))
     return [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+
+
+class Inputs(NamedTuple):
+    """What the network takes: unique rows, and the row of each proposal."""
+
+    rows: Tensor  # float32 [U, 6D]
+    index: Tensor  # int64 [N]
+    counts: Tuple[int, ...]  # proposals of each video
+    row_counts: Tuple[int, ...]  # rows of each video
 
 
 def packed_batch(
@@ -195,13 +200,15 @@ def packed_batch(
     max_proposal: Optional[int] = None,
     seed: int = 0,
     epoch: int = 0,
-) -> Tuple[Tensor, Tensor, Batch]:
-    """Pack some videos of a split: (rows float32 [U, 6D], index int64 [N] into them, Batch) on ``device``.
+    mine: slice = slice(None),
+) -> Tuple[Inputs, Batch]:
+    """Pack some videos of a split on ``device``: inputs of the network, and the batch that the losses see.
 
     Each video needs a proposal. pseudo: pseudo-label and confidence of every video of the split, int64 [V] each. Of a
     video with more than ``max_proposal`` proposals a random subset is taken, drawn anew for each epoch and video.
+    mine: which of these videos the inputs are for, where several processes share the batch.
     """
-    picks, index, proposals, offset = [], [], [], 0
+    picks, index, proposals = [], [], []
     for v in videos:
         rows, segments = split.rows.index[v], split.proposals[v]
         used = np.arange(split.rows.size[v])
@@ -211,9 +218,8 @@ def packed_batch(
             used, rows = np.unique(rows[draw], return_inverse=True)
             segments = segments[draw]
         picks.append(used)
-        index.append(rows.reshape(-1) + offset)
+        index.append(rows.reshape(-1))
         proposals.append(segments)
-        offset += len(used)
     counts = tuple(len(i) for i in index)
     none = np.zeros(len(split.videos), dtype=np.int64)
     label, confidence = pseudo if pseudo is not None else (none, none)
@@ -231,5 +237,8 @@ def packed_batch(
         confidence=put(confidence[list(videos)]),
         names=tuple(split.videos[v] for v in videos),
     )
-    rows = split.rows.gather(videos, picks)
-    return rows.to(device, non_blocking=True), put(np.concatenate(index)), batch
+    row_counts = tuple(len(p) for p in picks[mine])
+    starts = np.cumsum((0, *row_counts))
+    rows = split.rows.gather(list(videos)[mine], picks[mine]).to(device, non_blocking=True)
+    places = np.concatenate([i + start for i, start in zip(index[mine], starts)])
+    return Inputs(rows, put(places), counts[mine], row_counts), batch

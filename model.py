@@ -14,19 +14,25 @@ from utils.errors import InputError
 from utils.packed import Outputs
 
 
-def dropout(x: Tensor, ratio: float, generator: Optional[torch.Generator]) -> Tensor:
-    """Inverted dropout whose draws come from ``generator`` (no draw without one): 16 random bits an element.
+Draws = Sequence[Tuple[torch.Generator, int]]  # a stream of random bits and how many rows take from it, in order
 
-    x: any shape. The keep probability is rounded to 1/65536. Four draws are cut from each 64-bit number, which makes
-    this several times cheaper on a CPU than a Bernoulli draw an element.
+
+def dropout(x: Tensor, ratio: float, draws: Draws) -> Tensor:
+    """Inverted dropout of x [N, W] with 16 random bits an element; each of ``draws`` serves the next rows.
+
+    The keep probability is rounded to 1/65536. Four elements share a 64-bit number, which makes this several times
+    cheaper on a CPU than a Bernoulli draw an element. ValueError where the draws do not serve every row once.
     """
-    if generator is None or ratio == 0:
+    if sum(rows for _, rows in draws) != len(x):
+        raise ValueError(f"draws for {sum(rows for _, rows in draws)} of {len(x)} rows")
+    if ratio == 0:
         return x
-    threshold = round(ratio * 65536) - 32768
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    words.random_(-(2**63), None, generator=generator)  # the whole range: every bit is random
-    keep = words.view(torch.int16)[: x.numel()].view(x.shape) >= threshold
-    return x * keep.to(x.dtype).mul_(65536 / (65536 - threshold - 32768))
+    words = torch.empty(len(x), (x.shape[1] + 3) // 4, dtype=torch.int64, device=x.device)
+    for part, (generator, _) in zip(words.split([rows for _, rows in draws]), draws):
+        part.random_(-(2**63), None, generator=generator)  # the whole range: every bit is random
+    dropped = round(ratio * 65536)
+    keep = words.view(torch.int16)[:, : x.shape[1]] >= dropped - 32768
+    return x * keep.to(x.dtype).mul_(65536 / (65536 - dropped))
 
 
 class _Branch(nn.Sequential):
@@ -65,27 +71,24 @@ class SEAL(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(
-        self,
-        rows: Tensor,
-        index: Optional[Tensor] = None,
-        generator: Optional[torch.Generator] = None,
-        share_rows: bool = False,
+        self, rows: Tensor, index: Optional[Tensor] = None, draws: Optional[Draws] = None, share_rows: bool = False
     ) -> Outputs:
         """Score N proposals from U packed SCFE inputs.
 
         rows: [U, 6D] (``utils.scfe``). index: int64 [N], the row of each proposal; None: row i is proposal i. The
-        fusion layer runs once a row and dropout draws once a proposal; with ``share_rows`` everything runs, and
-        dropout draws, once a row. generator: source of the dropout; None: no dropout, and rows are shared.
-        Returns s_base [N, C+1] logits, attention [N], s_pc [N] in (0, 1), f_prop [N, 2D].
+        fusion layer runs once a row and dropout acts on each proposal; with ``share_rows`` everything runs once a
+        row, dropout too. draws: streams of the dropout for the N proposals (or U rows); None: no dropout, and rows
+        are shared. Returns s_base [N, C+1] logits, attention [N], s_pc [N] in (0, 1), f_prop [N, 2D].
         """
         if rows.ndim != 2 or rows.shape[1] != 3 * self.feature_size:
             raise ValueError(f"rows must be [U, {3 * self.feature_size}], not {tuple(rows.shape)}")
         net = self.prop_fused_backbone
-        fused = net.prop_fusion(rows)
-        late = share_rows or generator is None
+        f_prop = net.prop_fusion(rows)
+        late = share_rows or draws is None
         if index is not None and not late:
-            fused = fused.index_select(0, index)
-        f_prop = dropout(fused, self.dropout_ratio, generator)
+            f_prop = f_prop.index_select(0, index)
+        if draws is not None:
+            f_prop = dropout(f_prop, self.dropout_ratio, draws)
         s_base = net.prop_classifier(f_prop)
         attention = net.prop_attention(f_prop).squeeze(1).sigmoid()
         s_pc = net.prop_completeness(f_prop).squeeze(1).sigmoid()

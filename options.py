@@ -147,8 +147,10 @@ def parser() -> argparse.ArgumentParser:
     count, share = _number(int, 1), _number(float, 0, 1)
 
     g = p.add_argument_group("what to do")
-    g.add_argument("--run_type", choices=("train", "test"), default="train", help="default: train")
-    g.add_argument("--pretrained_ckpt", metavar="FILE", help="checkpoint to test; ours or the authors'")
+    g.add_argument("--run_type", choices=("train", "test", "predict"), default="train", help="default: train")
+    g.add_argument("--pretrained_ckpt", metavar="FILE", help="checkpoint to test or predict with; ours or the authors'")
+    g.add_argument("--features", metavar="DIR", help="predict: folder of per-video features")
+    g.add_argument("--proposals", metavar="FILE", help="predict: proposals of these videos, seconds")
     g.add_argument(
         "--exp_dir", metavar="DIR", help="where a run writes (default: output/NAME-RUN_TYPE, the next free number)"
     )
@@ -157,6 +159,14 @@ def parser() -> argparse.ArgumentParser:
         "--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: auto, CUDA if there is one"
     )
     g.add_argument("--seed", type=_number(int, 0, 2**31), default=0, help="of every random draw (default: 0)")
+
+    g.add_argument(
+        "--seeds",
+        type=_number(int, 0, 2**31),
+        nargs="+",
+        metavar="SEED",
+        help="train one after the other into EXP_DIR/seedN; ends with mean and standard deviation",
+    )
 
     g = p.add_argument_group(
         "data", "files as in the README; sizes come from the data, a flag that disagrees is an error"
@@ -296,6 +306,10 @@ def parse(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args.recipe_numbers = replace(RECIPES[args.recipe], **{k: v for k, v in given.items() if v is not None})
     if args.roi_size % 6:
         p.error(f"argument --roi_size: {args.roi_size} is no multiple of 6")
-    if args.run_type == "test" and not args.pretrained_ckpt:
-        p.error("--run_type test needs --pretrained_ckpt FILE")
+    needs = {"test": ("pretrained_ckpt",), "predict": ("pretrained_ckpt", "features", "proposals")}
+    for name in needs.get(args.run_type, ()):
+        if not getattr(args, name):
+            p.error(f"--run_type {args.run_type} needs --{name}")
+    if args.seeds and len(set(args.seeds)) != len(args.seeds):
+        p.error("argument --seeds: a seed stands twice")
     return args

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-from utils.files import load_json
 
 from utils.annotations import WHERE_FROM
-from utils.errors import InputError, run_command
+from utils.errors import InputError, run_command, stop
+from utils.files import load_json
 from utils.profile import GroundTruth, dataset_root, load_ground_truth, load_profile, proposals_file
+from utils.report import some
 
 FIX = "--fix_proposals clips what sticks out and drops the rest"
 SLACK = 1.0  # snippets a proposal may stick out of its video: T and the duration are rounded by different tools
@@ -32,13 +33,18 @@ def to_snippets(seconds: np.ndarray, snippets_per_second: float) -> np.ndarray:
 class Counts:
     """What reading a proposals file passed over."""
 
-    unknown_videos: int = 0
+    unknown: List[str] = field(default_factory=list)  # videos
     dropped: int = 0
     clipped: int = 0
 
+    @property
+    def unknown_videos(self) -> int:
+        return len(self.unknown)
+
     def lines(self) -> List[str]:
+        names = some(self.unknown)
         texts = (
-            (self.unknown_videos, "videos with proposals are not in the annotations and were passed over"),
+            (self.unknown_videos, f"videos with proposals are not in the annotations and were passed over: {names}"),
             (self.dropped, "proposals were dropped (--fix_proposals)"),
             (self.clipped, "proposals were clipped to their video (--fix_proposals)"),
         )
@@ -46,44 +52,58 @@ class Counts:
 
 
 def load_proposals(
-    path: Path, length_s: Mapping[str, float], snippet_s: float = 0.64, fix: bool = False
+    path: Path,
+    length_s: Mapping[str, float],
+    snippet_s: float = 0.64,
+    fix: bool = False,
+    problem: Callable[[InputError], None] = stop,
 ) -> Tuple[Dict[str, np.ndarray], Counts]:
     """Read ``{"results": {VIDEO: [{"segment": [start_s, end_s]}, …]}}``: video -> float64 [M, 2] seconds.
 
     length_s: length in seconds of each known video (NaN: unknown); videos of the file beyond these are counted and
     passed over, videos with an empty list are left out. A proposal that is not two finite numbers with
     0 <= start < end, or that ends beyond its video, raises InputError naming file, video and index; with ``fix`` it
-    is clipped or, where nothing is left, dropped.
+    is clipped or, where nothing is left, dropped. ``problem`` may do something else with that error: then the video's
+    other proposals are read on.
     """
     document = load_json(path, todo=WHERE_FROM)
     results = document.get("results") if isinstance(document, dict) else None
     if not isinstance(results, dict):
         raise InputError("no 'results' of videos", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    counts = Counts(unknown_videos=sum(v not in length_s for v in results))
+    counts = Counts([v for v in results if v not in length_s])
     found = {}
     for video, entries in results.items():
         if video not in length_s:
             continue
-        segment_s = _segments(entries, f"{path}, {video}")
+        segment_s, index = _segments(entries, f"{path}, {video}", problem)
         end_s = length_s[video] if np.isfinite(length_s[video]) else np.inf
-        segment_s = _checked(segment_s, end_s, SLACK * snippet_s, f"{path}, {video}", fix, counts)
+        slack_s = SLACK * snippet_s
+        segment_s = _checked(segment_s, index, end_s, slack_s, f"{path}, {video}", fix, counts, problem)
         if len(segment_s):
             found[video] = segment_s
     return found, counts
 
 
-def _segments(entries: object, where: str) -> np.ndarray:
-    try:
-        pairs = [entry["segment"] for entry in entries]  # type: ignore[attr-defined]
-        if pairs and not all(type(x) in (int, float) for pair in pairs for x in pair):
-            raise TypeError
-        segment_s = np.asarray(pairs, dtype=np.float64).reshape(len(pairs), 2)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError("not a list of proposals", where, 'each is {"segment": [start_s, end_s]}') from None
-    return segment_s
+def _segments(entries: object, where: str, problem: Callable[[InputError], None]) -> Tuple[np.ndarray, np.ndarray]:
+    """float64 [M, 2] seconds of the entries that are pairs of numbers, and the index of each in the list."""
+    form = 'each is {"segment": [start_s, end_s]}'
+    if not isinstance(entries, list):
+        problem(InputError("not a list of proposals", where, form))
+        entries = []
+    pairs = [entry.get("segment") if isinstance(entry, dict) else None for entry in entries]
+    good = [isinstance(p, list) and len(p) == 2 and all(type(x) in (int, float) for x in p) for p in pairs]
+    if not all(good):
+        problem(InputError("not a proposal", _indices(where, np.flatnonzero(~np.asarray(good))), form))
+    kept = np.flatnonzero(good)
+    return np.asarray([pairs[i] for i in kept], dtype=np.float64).reshape(-1, 2), kept
 
 
-def _checked(segment_s, end_s: float, slack_s: float, where: str, fix: bool, counts: Counts) -> np.ndarray:
+def _indices(where: str, bad: np.ndarray) -> str:
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"{where}, index {bad[0]}{more}"
+
+
+def _checked(segment_s, index, end_s: float, slack_s: float, where: str, fix: bool, counts: Counts, problem):
     finite = np.isfinite(segment_s).all(axis=1)
     start, end = segment_s[:, 0], segment_s[:, 1]
     with np.errstate(invalid="ignore"):
@@ -91,9 +111,10 @@ def _checked(segment_s, end_s: float, slack_s: float, where: str, fix: bool, cou
     if inside.all():
         return segment_s
     if not fix:
-        index = int(np.flatnonzero(~inside)[0])
-        bad = segment_s[index].tolist()
-        raise InputError(f"proposal {bad} is no segment of a video of {end_s:.3f} s", f"{where}, index {index}", FIX)
+        bad = segment_s[~inside][0].tolist()
+        of = "its video" if np.isinf(end_s) else f"a video of {end_s:.3f} s"
+        problem(InputError(f"proposal {bad} is no segment of {of}", _indices(where, index[~inside]), FIX))
+        return segment_s[inside]
     kept = segment_s[finite]
     clipped = np.clip(kept, 0.0, end_s)
     real = clipped[:, 1] > clipped[:, 0]

@@ -15,7 +15,7 @@ from utils.profile import PROFILES, GroundTruth, Profile, dataset_root, load_gro
 from utils.report import aligned
 
 PROTOCOLS = {
-    "wtal": "ground truth rounded to whole snippets, detections to 0.01 (P-MIL, CO2-Net, SEAL)",
+    "wtal": "snippets, ground truth in whole ones, as P-MIL, CO2-Net and SEAL (ActivityNet: as exact)",
     "exact": "seconds, no rounding",
     "exact210": "exact, without video_test_0000270 and video_test_0001496 (LAC)",
 }

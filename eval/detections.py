@@ -68,7 +68,7 @@ class Detections:
                 raise InputError("not a list of detections", f"{where}, {name}", FORM)
             bad = next((k for k, entry in enumerate(found) if not _well_formed(entry)), None)
             if bad is not None:
-                raise InputError(f"malformed detection {str(found[bad])[:80]}", f"{where}, {name}, index {bad}", FORM)
+                raise InputError(f"malformed detection {ascii(found[bad])[:80]}", f"{where}, {name}, index {bad}", FORM)
             video += [i] * len(found)
             entries += found
         index = {name: i for i, name in enumerate(classes)}

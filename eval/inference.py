@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+from utils.parallel import Group
 from utils.plots import figure_to_array, timeline
 
 from dataset import Split, packed_batch
@@ -43,25 +44,55 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def score(model: SEAL, split: Split) -> Iterator[Tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (video index, s_base [M, C+1] logits, attention [M], s_pc [M]) for every video that has proposals.
+def score(model: SEAL, split: Split, videos: Sequence[int]) -> Iterator[Tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield (video index, s_base [M, C+1] logits, attention [M], s_pc [M]) for some videos, each with proposals.
 
     The network runs once a row, on the rows of many videos at a time, without dropout.
     """
     device = next(model.parameters()).device
     waiting: List[int] = []
-    scored = split.scored
-    for place, v in enumerate(scored):
+    for place, v in enumerate(videos):
         waiting.append(int(v))
-        last = place + 1 == len(scored)
-        if not last and split.rows.size[waiting].sum() + split.rows.size[scored[place + 1]] <= ROWS_AT_ONCE:
+        rows = split.rows.size[waiting].sum()
+        if place + 1 < len(videos) and rows + split.rows.size[videos[place + 1]] <= ROWS_AT_ONCE:
             continue
-        rows, index, batch = packed_batch(split, waiting, device)
-        outputs = model(rows, index)
+        inputs, batch = packed_batch(split, waiting, device)
+        outputs = model(inputs.rows, inputs.index)
         s_base, attention, s_pc = (x.float().cpu().split(batch.counts) for x in outputs[:3])
         for i, video in enumerate(waiting):
             yield video, s_base[i].numpy(), attention[i].numpy(), s_pc[i].numpy()
         waiting = []
+
+
+def find(
+    model: SEAL,
+    split: Split,
+    classes: Sequence[str],
+    ambiguous_s: Mapping[str, np.ndarray],
+    snippets_per_second: float,
+    threshold_cls: float = 0.25,
+    use_pc: bool = True,
+    group: Optional[Group] = None,
+) -> Tuple[Detections, np.ndarray]:
+    """Detections in every video of a split, and video scores float64 [V, C]; each process takes its part of them.
+
+    threshold_cls: video score from which a class is predicted. use_pc: whether s_pc enters the score of a proposal.
+    """
+    videos = split.scored if group is None else split.scored[group.share(len(split.scored))]
+    video_scores = np.zeros((len(split.videos), len(classes)))
+    found = []
+    for v, s_base, attention, s_pc in score(model, split, videos):
+        pc = s_pc if use_pc else None
+        scored, video_scores[v] = candidates(s_base, attention, pc, split.proposals[v], threshold_cls)
+        found.append((v, scored))
+    detections = detect(classes, split.videos, found, ambiguous_s, snippets_per_second)
+    if group is not None and group.size > 1:
+        columns = ("video", "segment_s", "label", "score")
+        parts = group.collect(([getattr(detections, c) for c in columns], video_scores))
+        merged = [np.concatenate(values) for values in zip(*(part for part, _ in parts))]
+        detections = Detections(detections.classes, detections.videos, *merged)
+        video_scores = np.sum([scores for _, scores in parts], axis=0)
+    return detections, video_scores
 
 
 def evaluate(
@@ -72,20 +103,15 @@ def evaluate(
     protocol: str = "wtal",
     threshold_cls: float = 0.25,
     use_pc: bool = True,
+    group: Optional[Group] = None,
 ) -> Evaluation:
-    """Detect in every video of the split and score the detections.
+    """Detect in every video of the split and score the detections; arguments as in ``find``.
 
-    threshold_cls: video score from which a class is predicted. use_pc: whether s_pc enters the score of a proposal.
     Returns metrics (fractions): those of ``eval.detection`` and video classification mAP and accuracy.
     """
-    video_scores = np.zeros((len(split.videos), len(truth.classes)))
-    found = []
-    for v, s_base, attention, s_pc in score(model, split):
-        pc = s_pc if use_pc else None
-        scored, video_scores[v] = candidates(s_base, attention, pc, split.proposals[v], threshold_cls)
-        found.append((v, scored))
-    detections = detect(truth.classes, split.videos, found, truth.ambiguous_s, profile.snippets_per_second)
+    rate = profile.snippets_per_second
+    detections, scores = find(model, split, truth.classes, truth.ambiguous_s, rate, threshold_cls, use_pc, group)
     metrics = evaluate_detections(truth, detections, profile, protocol)
-    metrics["classification_mAP"] = mean_average_precision(video_scores, split.labels)
-    metrics["classification_accuracy"] = accuracy(video_scores, split.labels)
+    metrics["classification_mAP"] = mean_average_precision(scores, split.labels)
+    metrics["classification_accuracy"] = accuracy(scores, split.labels)
     return Evaluation(metrics, detections)

@@ -254,10 +254,10 @@ def test_batches_cover_an_epoch_in_an_order_of_its_own_and_drop_the_partial_one(
 def test_a_packed_batch_holds_each_video_as_it_is_alone(root):
     split = split_of(root)
     device = torch.device("cpu")
-    rows, index, batch = packed_batch(split, [2, 0], device)
+    (rows, index, *_), batch = packed_batch(split, [2, 0], device)
     assert batch.counts == (9, 9) and batch.names == ("video_02", "video_00") and len(rows) == 16  # one twin a video
     for place, v in enumerate((2, 0)):
-        alone_rows, alone_index, alone = packed_batch(split, [v], device)
+        (alone_rows, alone_index, *_), alone = packed_batch(split, [v], device)
         mine = batch.video == place
         assert torch.equal(rows[index[mine]], alone_rows[alone_index])
         assert torch.equal(batch.proposals[mine], alone.proposals)
@@ -266,14 +266,23 @@ def test_a_packed_batch_holds_each_video_as_it_is_alone(root):
 
 def test_max_proposal_takes_a_random_subset_that_everything_downstream_shares(root):
     split, device = split_of(root), torch.device("cpu")
-    full_rows, full_index, full = packed_batch(split, [1], device)
+    (full_rows, full_index, *_), full = packed_batch(split, [1], device)
     seen = set()
     for epoch in range(6):
-        rows, index, batch = packed_batch(split, [1], device, max_proposal=4, seed=3, epoch=epoch)
-        again = packed_batch(split, [1], device, max_proposal=4, seed=3, epoch=epoch)
-        assert batch.counts == (4,) and torch.equal(batch.proposals, again[2].proposals)
+        (rows, index, *_), batch = packed_batch(split, [1], device, max_proposal=4, seed=3, epoch=epoch)
+        _, again = packed_batch(split, [1], device, max_proposal=4, seed=3, epoch=epoch)
+        assert batch.counts == (4,) and torch.equal(batch.proposals, again.proposals)
         for proposal, row in zip(batch.proposals, rows[index]):
             twin = (full.proposals == proposal).all(1).nonzero()[0, 0]
             assert torch.equal(row, full_rows[full_index[twin]])
         seen.add(tuple(batch.proposals[:, 0].tolist()))
     assert len(seen) > 1
+
+
+def test_a_share_of_a_batch_has_its_own_inputs_and_sees_the_whole_batch(root):
+    split, device = split_of(root), torch.device("cpu")
+    whole, batch = packed_batch(split, [3, 0, 2], device)
+    share, same = packed_batch(split, [3, 0, 2], device, mine=slice(1, 3))
+    assert same.counts == batch.counts and torch.equal(same.proposals, batch.proposals)
+    assert share.counts == whole.counts[1:] and share.row_counts == whole.row_counts[1:]
+    assert torch.equal(share.rows[share.index], whole.rows[whole.index][9:])

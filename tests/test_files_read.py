@@ -270,7 +270,7 @@ BAD_ARCHIVES = {
     "absurd shape in a member": (zipped({"a.npy": with_header(header(shape="(1000000000000,)"))}), "cut short"),
     "wrong checksum": (GOOD_NPZ.replace(FLOATS, FLOATS[:-1] + b"\x01"), "CRC"),
     "one name twice": (zipped([("a.npy", FLOATS), ("a.npy", FLOATS)]), "twice"),
-    "overlapping members": (overlapping(), ""),
+    "overlapping members": (overlapping(), "overlap"),
     "path upwards": (zipped({"../../a.npy": FLOATS}), "no array"),
     "absolute path": (zipped({"/tmp/a.npy": FLOATS}), "no array"),
     "path of another system": (zipped({"..\\a.npy": FLOATS}), "no array"),
@@ -394,12 +394,12 @@ def test_the_released_form_of_a_checkpoint_loads(golden):
 
 NEW, OLD = saved({"w": torch.ones(8)}), saved({"w": torch.ones(8)}, _use_new_zipfile_serialization=False)
 BAD_CHECKPOINTS = {
-    "empty": (b"", ""),
-    "text": (b"hello", ""),
-    "a .npy file": (FLOATS, ""),
+    "empty": (b"", "empty file"),
+    "text": (b"hello", "no checkpoint"),
+    "a .npy file": (FLOATS, "no checkpoint"),
     "a bare pickle": (pickle.dumps({"w": [1.0]}), "no checkpoint"),
     "a plain archive": (GOOD_NPZ, "torch.save"),
-    "cut new form": (NEW[:-40], ""),
+    "cut new form": (NEW[:-40], "not a zip"),
     "cut old form": (OLD[:-1], "ends early|not there"),
     "junk after the old form": (OLD + b"\0", "after its end"),
     "a tensor": (saved(torch.ones(2)), "no dict"),

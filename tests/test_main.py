@@ -217,6 +217,8 @@ def command(*words, cwd=None):
     [
         (["--no_such_option"], "unrecognized arguments"),
         (["--run_type", "test"], "needs --pretrained_ckpt"),
+        (["--run_type", "predict", "--pretrained_ckpt", "x"], "needs --features"),
+        (["--seeds", "1", "1"], "stands twice"),
         (["--losses", "sme,xyz"], "no subset of sme,pc,sc"),
         (["--roi_size", "7"], "no multiple of 6"),
         (["--lr", "nan"], "nan is not in"),

@@ -76,27 +76,38 @@ def test_rows_are_scored_alone_as_in_any_batch_and_shared_rows_agree():
         torch.testing.assert_close(getattr(shared, name), expected)
 
 
-def test_dropout_draws_once_a_proposal_or_once_a_row():
+def bits(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_dropout_acts_on_each_proposal_or_once_a_row():
     model = SEAL(32, 3)
-    rows, index = torch.randn(2, 96, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1])
-    draw = lambda: torch.Generator().manual_seed(5)  # noqa: E731
-    apart = model(rows, index, draw()).f_prop
+    rows, index = torch.randn(2, 96, generator=bits(0)), torch.tensor([0, 0, 1])
+    apart = model(rows, index, [(bits(5), 3)]).f_prop
     assert not torch.equal(apart[0], apart[1])
-    shared = model(rows, index, draw(), share_rows=True).f_prop
+    shared = model(rows, index, [(bits(5), 2)], share_rows=True).f_prop
     assert torch.equal(shared[0], shared[1]) and not torch.equal(shared[0], model(rows).f_prop[0])
-    assert torch.equal(apart, model(rows, index, draw()).f_prop)
+    assert torch.equal(apart, model(rows, index, [(bits(5), 3)]).f_prop)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
 def test_dropout_keeps_its_share_and_the_mean(ratio):
     x = torch.ones(1000, 401)
-    y = dropout(x, ratio, torch.Generator().manual_seed(1))
+    y = dropout(x, ratio, [(bits(1), 1000)])
     kept = (y != 0).float().mean().item()
     assert abs(kept - (1 - ratio)) < 4 * (ratio * (1 - ratio) / x.numel()) ** 0.5
     torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - ratio)), rtol=1e-4, atol=0)
     columns = (y != 0).float().mean(0)
     assert columns.std() < 1.2 * (ratio * (1 - ratio) / 1000) ** 0.5  # no lane of the 64-bit draws stands out
-    assert dropout(x, ratio, None) is x
+
+
+def test_a_videos_dropout_is_the_same_alone_as_in_any_batch():
+    x = torch.rand(12, 6) + 1
+    batch = dropout(x, 0.5, [(bits(1), 5), (bits(2), 7)])
+    assert torch.equal(batch[5:], dropout(x[5:], 0.5, [(bits(2), 7)]))
+    assert torch.equal(dropout(x, 0.0, [(bits(1), 12)]), x)
+    with pytest.raises(ValueError, match="draws for 5 of 12 rows"):
+        dropout(x, 0.5, [(bits(1), 5)])
 
 
 @pytest.mark.parametrize(

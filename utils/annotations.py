@@ -1,7 +1,10 @@
 """Annotations in their three forms on disk, one form in memory.
 
 W-TALC's folder of .npy files (bytes in some releases, str in others), ActivityNet JSON, or a CSV with the columns
-``video,subset,label[,start,end[,duration]]``. The weak label of a video and its instances are read by two functions, so
+``video,subset,label[,start,end[,duration]]``. The JSON may hold what ActivityNet's cannot: "classes" beside "database"
+(their order), "weak_labels" in a video (where they differ from its annotations'), annotations without "segment".
+
+The weak label of a video and its instances are read by two functions, so
 that training, which calls the first alone, cannot reach a time stamp.
 """
 
@@ -9,15 +12,17 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, stop
 from utils.files import load_array, load_json
 
+Problem = Callable[[InputError], None]
 WHERE_FROM = "README, 'THUMOS14 from download to table', says where each file comes from"
 
 
@@ -45,22 +50,28 @@ class Instances:
     label: np.ndarray  # int64 [G]
 
 
-def read_weak_labels(path: Path) -> Annotations:
-    """Read everything but the time stamps. Raises InputError naming file and video."""
+def read_weak_labels(path: Path, problem: Problem = stop) -> Annotations:
+    """Read everything but the time stamps.
+
+    ``problem`` is given an InputError, naming file and video, for whatever is wrong with one video; where it does not
+    raise, that much is passed over and the rest read. What is wrong with a whole file raises InputError.
+    """
     if path.is_dir():
-        return _weak_from_folder(path)
+        return _weak_from_folder(path, problem)
     videos, subset, duration_s, labels = [], [], [], []
-    for name, entry in _entries(path).items():
+    entries, classes = _entries(path, problem)
+    for name, entry in entries.items():
         videos.append(name)
         subset.append(entry["subset"])
         duration_s.append(entry["duration"])
-        labels.append([label for label, _ in entry["annotations"]])
-    classes = sorted({label for names in labels for label in names})
-    return _checked(path, classes, videos, subset, np.asarray(duration_s, dtype=np.float64), labels)
+        labels.append(entry.get("weak_labels", [label for label, _ in entry["annotations"]]))
+    if classes is None:
+        classes = sorted({label for names in labels for label in names})
+    return _checked(path, classes, videos, subset, np.asarray(duration_s, dtype=np.float64), labels, problem)
 
 
-def read_instances(path: Path, annotations: Annotations) -> Instances:
-    """Read the time stamps, in seconds. Raises InputError naming file, video and index."""
+def read_instances(path: Path, annotations: Annotations, problem: Problem = stop) -> Instances:
+    """Read the time stamps, in seconds; ``problem`` as in read_weak_labels. Raises InputError."""
     if path.is_dir():
         labels = [_names(x) for x in _load(path / "labels.npy")]
         segments = list(_load(path / "segments.npy"))
@@ -69,30 +80,29 @@ def read_instances(path: Path, annotations: Annotations) -> Instances:
             if len(found) != len(annotations.videos):
                 raise InputError(f"{len(found)} entries for {len(annotations.videos)} videos", path / name, WHERE_FROM)
     else:
-        entries = _entries(path)
-        labels = [[label for label, _ in entries[v]["annotations"]] for v in annotations.videos]
-        segments = [[s for _, s in entries[v]["annotations"] if s is not None] for v in annotations.videos]
+        entries, _ = _entries(path, problem)
+        timed = [[pair for pair in entries[v]["annotations"] if pair[1] is not None] for v in annotations.videos]
+        labels, segments = ([[pair[k] for pair in pairs] for pairs in timed] for k in (0, 1))
         source = path
     index = {name: i for i, name in enumerate(annotations.classes)}
-    video, seconds, label = [], [], []
+    video, seconds, label = [], [np.zeros((0, 2))], []
     for i, (names, times) in enumerate(zip(labels, segments)):
-        if len(times) == 0:  # a weak label without time stamps, as in a CSV of two columns
+        where = f"{source}, {annotations.videos[i]}"
+        pairs, unknown = _pairs(times), [name for name in names if name not in index]
+        if pairs is None:
+            problem(InputError("segments are not pairs of finite seconds", where, "give [start, end] each"))
+        elif not len(pairs):  # a weak label without time stamps, as in a CSV of three columns
             continue
-        pairs = _pairs(times, source, annotations.videos[i])
-        if len(pairs) != len(names):
+        elif len(pairs) != len(names):
             what = f"{len(pairs)} segments and {len(names)} labels"
-            raise InputError(what, f"{source}, {annotations.videos[i]}", "each segment needs one label")
-        unknown = [name for name in names if name not in index]
-        if unknown:
-            raise InputError(f"unknown class {unknown[0]!r}", f"{source}, {annotations.videos[i]}", "see classlist")
-        video += [i] * len(pairs)
-        seconds.append(pairs)
-        label += [index[name] for name in names]
-    return Instances(
-        np.asarray(video, dtype=np.int64),
-        np.concatenate(seconds) if seconds else np.zeros((0, 2)),
-        np.asarray(label, dtype=np.int64),
-    )
+            problem(InputError(what, where, "each segment needs one label"))
+        elif unknown:
+            problem(InputError(f"unknown class {unknown[0]!r}", where, "every label must stand in the classlist"))
+        else:
+            video += [i] * len(pairs)
+            seconds.append(pairs)
+            label += [index[name] for name in names]
+    return Instances(np.asarray(video, dtype=np.int64), np.concatenate(seconds), np.asarray(label, dtype=np.int64))
 
 
 def read_ambiguous(path: Path, known: Sequence[str]) -> Dict[str, np.ndarray]:
@@ -129,7 +139,7 @@ def _names(values: object) -> List[str]:
     return [_text(v) for v in np.asarray(values, dtype=object).ravel()]
 
 
-def _weak_from_folder(folder: Path) -> Annotations:
+def _weak_from_folder(folder: Path, problem: Problem) -> Annotations:
     videos = _names(_load(folder / "videoname.npy"))
     duration = folder / "duration.npy"
     try:
@@ -139,10 +149,10 @@ def _weak_from_folder(folder: Path) -> Annotations:
         classes = _names(_load(folder / "classlist.npy"))
     except (TypeError, ValueError) as error:
         raise InputError(f"not an annotation array: {error}", folder, WHERE_FROM) from None
-    return _checked(folder, classes, videos, subset, duration_s, labels)
+    return _checked(folder, classes, videos, subset, duration_s, labels, problem)
 
 
-def _checked(path, classes, videos, subset, duration_s, labels) -> Annotations:
+def _checked(path, classes, videos, subset, duration_s, labels, problem: Problem) -> Annotations:
     """The same checks for every form of annotation."""
     for name, found in (("subset", subset), ("labels_all", labels), ("duration", duration_s)):
         if len(found) != len(videos):
@@ -150,56 +160,56 @@ def _checked(path, classes, videos, subset, duration_s, labels) -> Annotations:
     if not videos or not classes:
         raise InputError("no video" if not videos else "no class", path, WHERE_FROM)
     for what, names in (("class", classes), ("video", videos)):
-        if len(set(names)) != len(names):
-            twice = next(n for i, n in enumerate(names) if n in names[:i])
-            raise InputError(f"{what} {twice!r} stands twice", path, f"name each {what} once")
+        twice = [repr(name) for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise InputError(f"{what} {', '.join(twice[:5])} stands twice", path, f"name each {what} once")
     index = {name: i for i, name in enumerate(classes)}
-    for video, names in zip(videos, labels):
-        for name in names:
-            if name not in index:
-                raise InputError(
-                    f"unknown class {name!r}", f"{path}, {video}", "every label must stand in the classlist"
-                )
-    weak = tuple(tuple(dict.fromkeys(index[n] for n in names)) for names in labels)
+    for video, name in ((v, n) for v, names in zip(videos, labels) for n in names if n not in index):
+        problem(InputError(f"unknown class {name!r}", f"{path}, {video}", "every label must stand in the classlist"))
+    weak = tuple(tuple(dict.fromkeys(index[n] for n in names if n in index)) for names in labels)
     return Annotations(tuple(classes), tuple(videos), tuple(subset), duration_s, weak)
 
 
-def _pairs(times: object, path: Path, video: str) -> np.ndarray:
+def _pairs(times: object) -> Optional[np.ndarray]:
     try:
-        pairs = np.asarray([list(t) for t in times], dtype=np.float64)  # type: ignore[attr-defined]
+        pairs = np.asarray([list(t) for t in times] or np.zeros((0, 2)), dtype=np.float64)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        pairs = np.zeros((0, 0))
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.isfinite(pairs).all():
-        raise InputError("segments are not pairs of finite seconds", f"{path}, {video}", "give [start, end] each")
-    return pairs
+        return None
+    return pairs if pairs.ndim == 2 and pairs.shape[1] == 2 and np.isfinite(pairs).all() else None
 
 
-def _entries(path: Path) -> Dict[str, dict]:
-    """ActivityNet JSON or CSV -> video -> {"subset", "duration", "annotations": [(label, [start, end] or None)]}."""
+def _entries(path: Path, problem: Problem) -> Tuple[Dict[str, dict], Optional[List[str]]]:
+    """Video -> {"subset", "duration", "annotations": [(label, [start, end] or None)]}, and the classes if stated."""
     if not path.is_file():
         raise InputError("no annotations", path, WHERE_FROM)
-    return _entries_from_csv(path) if path.suffix.lower() == ".csv" else _entries_from_json(path)
+    return (_entries_from_csv if path.suffix.lower() == ".csv" else _entries_from_json)(path, problem)
 
 
-def _entries_from_json(path: Path) -> Dict[str, dict]:
+def _entries_from_json(path: Path, problem: Problem) -> Tuple[Dict[str, dict], Optional[List[str]]]:
     document = load_json(path)
     database = document.get("database") if isinstance(document, dict) else None
     if not isinstance(database, dict):
         raise InputError("no 'database' of videos", path, "expected ActivityNet's JSON, README 'Own data'")
+    classes = document.get("classes")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
+        raise InputError("'classes' is no list of names", path, "mend it or leave it out")
     entries = {}
     for video, entry in database.items():
-        where = f"{path}, {video}"
         try:
-            found = [(str(a["label"]), list(a["segment"])) for a in entry.get("annotations", [])]
+            segments = [a.get("segment") for a in entry.get("annotations", [])]
+            labels = [str(a["label"]) for a in entry.get("annotations", [])]
+            found = [(name, None if s is None else list(s)) for name, s in zip(labels, segments)]
             duration = float(entry.get("duration", math.nan))
             entries[video] = {"subset": str(entry["subset"]), "duration": duration, "annotations": found}
+            if "weak_labels" in entry:
+                entries[video]["weak_labels"] = [str(name) for name in list(entry["weak_labels"])]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             todo = 'expected {"subset", "duration", "annotations": [{"segment": [s, e], "label"}]}'
-            raise InputError("not an ActivityNet entry", where, todo) from None
-    return entries
+            problem(InputError("not an ActivityNet entry", f"{path}, {video}", todo))
+    return entries, classes
 
 
-def _entries_from_csv(path: Path) -> Dict[str, dict]:
+def _entries_from_csv(path: Path, problem: Problem) -> Tuple[Dict[str, dict], Optional[List[str]]]:
     todo = "expected the columns video,subset,label[,start,end[,duration]] (seconds), README 'Own data'"
     entries: Dict[str, dict] = {}
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
@@ -208,23 +218,29 @@ def _entries_from_csv(path: Path) -> Dict[str, dict]:
             if not {"video", "subset", "label"} <= set(reader.fieldnames or ()):
                 raise InputError("columns are missing", path, todo)
             for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if not row["video"] or not row["subset"] or None in row:
-                    raise InputError("a row without video or subset, or with too many fields", where, todo)
-                new = {"subset": row["subset"], "duration": math.nan, "annotations": []}
-                entry = entries.setdefault(row["video"], new)
-                if entry["subset"] != row["subset"]:
-                    raise InputError(f"{row['video']!r} stands in two subsets", where, "give each video one subset")
-                if row.get("duration"):
-                    entry["duration"] = float(row["duration"])
-                start, end = row.get("start"), row.get("end")
-                segment = [float(start), float(end)] if start and end else None
-                if row["label"]:
-                    entry["annotations"].append((row["label"], segment))
-        except (csv.Error, ValueError) as error:
+                try:
+                    _add_row(entries, row)
+                except ValueError as error:
+                    problem(InputError(str(error), f"{path}, line {reader.line_num}", todo))
+        except csv.Error as error:
             raise InputError(f"not a CSV of annotations: {error}", path, todo) from None
     for video, entry in entries.items():
-        timed = {segment is not None for _, segment in entry["annotations"]}
-        if len(timed) > 1:
-            raise InputError("some rows have times and some have not", f"{path}, {video}", todo)
-    return entries
+        if len({segment is not None for _, segment in entry["annotations"]}) > 1:
+            problem(InputError("some rows have times and some have not", f"{path}, {video}", todo))
+    return entries, None
+
+
+def _add_row(entries: Dict[str, dict], row: dict) -> None:
+    """One row of a CSV into its video's entry; ValueError says what is wrong with it."""
+    if not row["video"] or not row["subset"] or None in row:
+        raise ValueError("a row without video or subset, or with too many fields")
+    times = [float(row[key]) if row.get(key) else None for key in ("start", "end", "duration")]
+    if (times[0] is None) != (times[1] is None):
+        raise ValueError("a row with a start and no end, or an end and no start")
+    entry = entries.setdefault(row["video"], {"subset": row["subset"], "duration": math.nan, "annotations": []})
+    if entry["subset"] != row["subset"]:
+        raise ValueError(f"{row['video']!r} stands in two subsets")
+    if times[2] is not None:
+        entry["duration"] = times[2]
+    if row["label"]:
+        entry["annotations"].append((row["label"], None if times[0] is None else times[:2]))

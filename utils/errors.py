@@ -14,6 +14,12 @@ class InputError(Exception):
     def __init__(self, what: str, where: object = None, todo: Optional[str] = None):
         line = what + (f" ({where})" if where is not None else "") + (f" - {todo}" if todo else "")
         super().__init__(" ".join(line.split()))
+        self.what, self.where, self.todo = what, where, todo
+
+
+def stop(problem: InputError) -> None:
+    """What readers do with a problem unless they are given something else to do with it: raise it."""
+    raise problem
 
 
 def os_error_line(error: OSError) -> str:

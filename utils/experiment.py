@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -15,22 +16,28 @@ import torch
 
 from utils.cache import locked
 from utils.errors import InputError
-from utils.files import write_json, write_text
+from utils.files import sweep, write_json, write_text
+from utils.parallel import Group
+from utils.report import log
 
 
 @contextmanager
-def experiment(folder: Optional[str], default: str, resume: bool) -> Iterator[Path]:
+def experiment(folder: Optional[str], default: str, resume: bool, group: Group) -> Iterator[Path]:
     """Make, lock and yield the folder of a run.
 
     folder: as the user names it; None takes output/DEFAULT or the next free number after it. A folder that holds a
     run is refused unless ``resume``, as is one that another run holds. Raises InputError.
     """
-    path = Path(folder) if folder else _free(Path("output") / default)
+    path = group.tell(Path(folder) if folder else _free(Path("output") / default))
+    if not group.first:
+        yield path
+        return
     path.mkdir(parents=True, exist_ok=True)
     try:
         with locked(path / ".lock", wait=False):
             if not resume and (path / "options.json").exists():
                 raise InputError("this folder holds a run already", path, "add --resume, or name another --exp_dir")
+            sweep(path)
             yield path
     except BlockingIOError:
         raise InputError("another run is writing here", path, "wait for it, or name another --exp_dir") from None
@@ -83,3 +90,24 @@ def write_environment(folder: Path, device: torch.device, seed: int, hashes: Map
             "command": sys.argv,
         },
     )
+
+
+class Stop:
+    """Ctrl-C and SIGTERM ask for a stop after the step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        log("finishing the step, then saving")
+
+    def __enter__(self) -> Stop:
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -49,16 +50,33 @@ class Features:
 
     def load(self, video: str) -> np.ndarray:
         """float32 [T, 2D] of one video; T > 0, every value finite."""
+        return self.sound(video, self.read(video))
+
+    def read(self, video: str) -> np.ndarray:
+        """[T, 2D] of one video, of the type and with the values that stand in its file."""
         parts = [self._part(video, source) for source in range(len(self.sources))]
         if len({len(p) for p in parts}) > 1:
             lengths = " and ".join(str(len(p)) for p in parts)
             raise InputError(f"RGB and flow have {lengths} snippets", self._where(video), "extract them at one stride")
-        features = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def sound(self, video: str, array: np.ndarray) -> np.ndarray:
+        """``array`` of a video as float32, if T > 0 and every value is finite."""
+        with np.errstate(over="ignore"):  # a number too large for float32 becomes Inf, which is refused
+            features = np.ascontiguousarray(array, dtype=np.float32)
         if len(features) == 0:
             raise InputError("a video of no snippet (T = 0)", self._where(video), "extract it again or drop the video")
         if not np.isfinite(features).all():
             raise InputError("NaN or Inf in the features", self._where(video), "extract the video again")
         return features
+
+    def unused(self) -> Tuple[str, ...]:
+        """Feature files that belong to no annotated video, or whose video is read from another file."""
+        found = []
+        for folder, files in zip(self.sources, self._files):
+            used = {files[name] for v in self.videos for name in [_name(files, v)] if name}
+            found += [str(p.relative_to(folder)) for p in _feature_files(folder) if p not in used]
+        return tuple(found)
 
     def signature(self, videos: Sequence[str], hash_file: Callable[[Path], str]) -> str:
         """Hash of the content of the files behind these videos."""
@@ -78,20 +96,12 @@ class Features:
     def _found(self, video: str) -> bool:
         return all(_name(files, video) is not None for files in self._files)
 
-    def _where(self, video: str) -> str:
-        return f"{self.sources[0]}, {video}"
+    def _where(self, video: str, source: int = 0) -> str:
+        return f"{self.sources[source]}, {video}"
 
     def _raw(self, video: str, source: int, mmap: bool = False) -> np.ndarray:
         if not self._files:
-            if self._joint is None:
-                self._joint = load_array(self.sources[0], objects=True, todo=WHERE_FROM)
-                if self._joint.dtype != object or self._joint.ndim != 1:
-                    if self._joint.ndim != 3:
-                        raise InputError("not an object array of [T, 2D] arrays", self.sources[0], WHERE_FROM)
-                if len(self._joint) != len(self._row):
-                    what = f"features of {len(self._joint)} videos, annotations of {len(self._row)}"
-                    raise InputError(what, self.sources[0], "features and annotations must be of one release")
-            array = self._joint[self._row[video]]
+            array = self._joint_array()[self._row[video]]
         else:
             path = self._files[source][_name(self._files[source], video) or video]
             if path.suffix == ".npz":
@@ -103,8 +113,21 @@ class Features:
                 array = load_array(path, mmap=mmap)
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
             shape = getattr(array, "shape", type(array).__name__)
-            raise InputError(f"not a [T, 2D] array of numbers but {shape}", self._where(video), "extract it again")
+            raise InputError(
+                f"not a [T, 2D] array of numbers but {shape}", self._where(video, source), "extract it again"
+            )
         return array
+
+    def _joint_array(self) -> np.ndarray:
+        if self._joint is None:
+            joint = load_array(self.sources[0], objects=True, todo=WHERE_FROM)
+            if joint.ndim != (1 if joint.dtype == object else 3):
+                raise InputError("not an object array of [T, 2D] arrays", self.sources[0], WHERE_FROM)
+            if len(joint) != len(self._row):
+                what = f"features of {len(joint)} videos, annotations of {len(self._row)}"
+                raise InputError(what, self.sources[0], "features and annotations must be of one release")
+            self._joint = joint
+        return self._joint
 
     def _part(self, video: str, source: int) -> np.ndarray:
         array = self._raw(video, source)
@@ -114,43 +137,60 @@ class Features:
             array = array.T
         if array.shape[1] != width:
             what = f"features of width {array.shape[1]}, not {width}"
-            raise InputError(what, self._where(video), "every video needs the same feature_size")
-        return np.ascontiguousarray(array, dtype=np.float32)
+            raise InputError(what, self._where(video, source), "every video needs the same feature_size")
+        return array
 
     def _find_layout(self, feature_size: Optional[int]) -> Tuple[int, bool]:
-        """(2D, are the files [2D, T]?) from a joint array (always [T, 2D]) or from the shapes of per-video files."""
-        parts = len(self.sources)
+        """(2D, are the files [2D, T]?) from a joint array (always [T, 2D]) or from the shapes of per-video files.
+
+        Damaged and odd files have no say where most are of one width: they are refused, by name, when they are read.
+        """
+        parts, shapes = len(self.sources), self._shapes()
+        rows, columns = (Counter(shape[axis] for shape in shapes) for axis in (0, 1))
+        (row, with_row), (column, with_column) = rows.most_common(1)[0], columns.most_common(1)[0]
         if not self._files:
-            width = self._raw(self.videos[0], 0).shape[1]
-            if feature_size not in (None, width):
-                raise InputError(
-                    f"features of width {width}, not {feature_size}", self.sources[0], "leave out --feature_size"
-                )
-            return width, False
-        shapes = {self._raw(v, 0, mmap=True).shape for v in self.videos[:64]}
-        rows, columns = ({s[axis] for s in shapes} for axis in (0, 1))
+            if feature_size not in (None, column):
+                what = f"features of width {column}, not {feature_size}"
+                raise InputError(what, self.sources[0], "leave out --feature_size")
+            return column, False
         if feature_size is not None:
             width = feature_size // parts
-            as_stated, as_transposed = columns == {width}, rows == {width}
-            if as_stated and as_transposed:
+            with_row, with_column = rows[width], columns[width]
+            if with_row == with_column == len(shapes):
                 what = f"[T, 2D] and [2D, T] cannot be told apart: the files are {width} x {width}"
                 raise InputError(what, self.sources[0], "add a video of another length or store the joint array")
-            if not as_stated and not as_transposed:
+            if 2 * max(with_row, with_column) <= len(shapes):
                 todo = "give the width of the concatenated features, or leave out --feature_size"
                 raise InputError(f"features are {sorted(shapes)[0]}, not of width {width}", self.sources[0], todo)
-            return feature_size, as_transposed
-        if len(columns) == 1:
-            return columns.pop() * parts, False
-        if len(rows) == 1:
-            return rows.pop() * parts, True
+            return feature_size, with_row > with_column
+        if 2 * with_column > len(shapes) and with_column >= with_row:
+            return column * parts, False
+        if 2 * with_row > len(shapes):
+            return row * parts, True
         raise InputError(f"files of different widths {sorted(columns)[:3]}", self.sources[0], "state --feature_size")
+
+    def _shapes(self) -> List[Tuple[int, int]]:
+        """The shapes of the first readable files; InputError of the first where none is."""
+        shapes, problems = [], []
+        for video in self.videos[:64]:
+            try:
+                shapes.append(self._raw(video, 0, mmap=True).shape)
+            except InputError as error:
+                problems.append(error)
+        if not shapes:
+            raise problems[0]
+        return shapes
+
+
+def _feature_files(folder: Path) -> List[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and not p.name.startswith(".")]
 
 
 def _listing(folder: Path) -> Dict[str, Path]:
     """Name without suffix -> file, of one folder."""
     if not folder.is_dir():
         raise InputError("no features", folder, WHERE_FROM)
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and not p.name.startswith(".")}
+    return {p.stem: p for p in _feature_files(folder)}
 
 
 def _name(files: Dict[str, Path], video: str) -> Optional[str]:

@@ -74,12 +74,12 @@ def load_json(path: PathLike, *, max_bytes: int = 1 << 29, todo: Optional[str] =
     with _open(path, todo) as handle, _reading("not a JSON file that can be read", path):
         raw = handle.read(max_bytes + 1)
     if len(raw) > max_bytes:
-        raise InputError(f"a JSON file of more than {max_bytes} bytes", path)
+        raise InputError(f"a JSON file of more than {max_bytes} bytes", path, "split it")
     _check_nesting(raw, path)
 
     def refuse(literal: str) -> None:
         place = _outside_strings(literal, text)
-        raise InputError(f"the number {shown(literal, 40)}, which JSON cannot hold", _place(path, text, place))
+        raise InputError(f"the number {shown(literal, 40)}, which JSON cannot hold", _place(path, text, place), _MEND)
 
     def number(literal: str) -> Union[int, float]:
         value = float(literal)
@@ -89,7 +89,7 @@ def load_json(path: PathLike, *, max_bytes: int = 1 << 29, todo: Optional[str] =
         found = dict(pairs)
         if len(found) < len(pairs):
             key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise InputError("a key given twice", f"{path}, key {shown(key)!r}")
+            raise InputError("a key given twice", f"{path}, key {shown(key)!r}", "keep one of them")
         return found
 
     try:
@@ -99,14 +99,13 @@ def load_json(path: PathLike, *, max_bytes: int = 1 << 29, todo: Optional[str] =
         if re.search(rb"\\u[dD][89a-fA-F]", raw):  # half a surrogate pair can be neither printed nor written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg}", _place(path, text, error.pos)) from None
+        raise InputError(f"not valid JSON: {error.msg}", _place(path, text, error.pos), _MEND) from None
     except UnicodeDecodeError as error:
         before = raw[: error.start].decode("utf-8", "replace")
         raise InputError("not UTF-8", _place(path, before, len(before)), "save it as UTF-8") from None
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"text that is no Unicode: {shown(error.object[error.start - 20 : error.end])}", path
-        ) from None
+        around = shown(error.object[max(0, error.start - 20) : error.end])
+        raise InputError(f"text that is no Unicode: {around}", path, _MEND) from None
     return value
 
 
@@ -171,6 +170,7 @@ def _reading(what: str, where: object) -> Iterator[None]:
         raise InputError(f"{what}: {detail}", where, "get or make the file again") from error
 
 
+_MEND = "correct the file there"
 _MARKS = bytes({ord(c): m for c, m in zip('[{]}"', (1, 1, 255, 255, 2))}.get(i, 0) for i in range(256))
 _DIGITS = bytes(ord("0") if chr(i) in "123456789" else ord("e") if chr(i) == "E" else i for i in range(256))
 
@@ -185,7 +185,7 @@ def _check_nesting(raw: bytes, path: PathLike) -> None:
     depth = np.cumsum(np.where((marks == 2) | inside, 0, marks))
     if len(depth) and depth.max() > MAX_DEPTH:
         before = raw[: places[np.argmax(depth > MAX_DEPTH)]].decode("utf-8", "replace")
-        raise InputError(f"nested more than {MAX_DEPTH} deep", _place(path, before, len(before)))
+        raise InputError(f"nested more than {MAX_DEPTH} deep", _place(path, before, len(before)), _MEND)
 
 
 def _may_overflow(raw: bytes) -> bool:

@@ -132,11 +132,11 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
     _CALLS[f"{_core}.multiarray _reconstruct"] = _new_array
     _CALLS[f"{_core}.multiarray scalar"] = _scalar
     _CALLS[f"{_core}.numeric _frombuffer"] = _from_buffer
-ARRAYS = Rules(_CALLS, _build_array)
+ARRAYS = Rules(_CALLS, _build_array, "do not trust this file; get it as plain arrays")
 
 _HEADER = re.compile(
-    r"\{\s*(?:(?:'descr'\s*:\s*(?P<descr>'[^']*'|\[[^\n]*?\])|'fortran_order'\s*:\s*(?P<fortran>True|False)"
-    r"|'shape'\s*:\s*\((?P<shape>(?:\s*[0-9]{1,40}L?\s*,)*(?:\s*[0-9]{1,40}L?)?)\s*\))\s*(?:,\s*)?){3}\}"
+    r"\{ *(?:(?:'descr' *: *(?P<descr>'[^']*'|\[[^\n]*?\])|'fortran_order' *: *(?P<fortran>True|False)"
+    r"|'shape' *: *\((?P<shape>(?: *[0-9]{1,40}L? *,)*(?: *[0-9]{1,40}L?)?) *\)) *(?:, *)?){3}\}"
 )
 
 
@@ -151,7 +151,7 @@ def read_npy(stream: BinaryIO, size: int, *, mmap: bool = False, objects: bool =
     width = 2 if magic[6] == 1 else 4
     length = int.from_bytes(stream.read(width), "little")
     text = stream.read(min(length, 10_000)).decode("latin-1")  # numpy's own limit
-    header = _HEADER.fullmatch(text.strip())
+    header = _HEADER.fullmatch(text.rstrip(" \n"))
     if not header or len(text) < length or None in header.group("descr", "fortran", "shape"):
         raise Refused(f"a .npy file with a damaged header: {shown(text.strip())}")
     dtype = plain_dtype(header["descr"].strip("'"))

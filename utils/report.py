@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import List, Mapping, Sequence
+from typing import Dict, List, Mapping, Sequence
 
+import numpy as np
 from tqdm import tqdm
 
 # mAP in percent at tIoU 0.1:0.1:0.7 and averages 0.1:0.5, 0.3:0.7, 0.1:0.7 on THUMOS14, as published
@@ -14,15 +16,24 @@ REPORTED = {
 }
 
 
+FIRST = os.environ.get("RANK", "0") == "0"  # of the processes torchrun started, if it did
+
+
 def log(text: str) -> None:
-    """A line for the person at the terminal, above a progress bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
+    """A line for the person at the terminal, above a progress bar if there is one; from the first process alone."""
+    if FIRST:
+        tqdm.write(text, file=sys.stderr)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of some names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def progress(total: int, done: int) -> tqdm:
     """The bar of a training run; silent where standard error is no terminal."""
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    return tqdm(total=total, initial=done, bar_format=form, disable=None, dynamic_ncols=True)
+    return tqdm(total=total, initial=done, bar_format=form, disable=None if FIRST else True, dynamic_ncols=True)
 
 
 def columns(tious: Sequence[float], averages: Sequence[str]) -> List[str]:
@@ -44,7 +55,23 @@ def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
 
 def headline(metrics: Mapping) -> float:
     """The one number models are compared by: the last average (THUMOS14: 0.1:0.7)."""
-    return list(metrics["average"].values())[-1]
+    value = list(metrics["average"].values())[-1]
+    return -1.0 if value is None else value
+
+
+def spread(results: Sequence[Mapping]) -> Dict[str, Dict]:
+    """Mean and standard deviation (of the sample) of metrics over seeds: {"mean": metrics, "std": metrics}."""
+    keys = ("classification_mAP", "classification_accuracy")
+    found = {}
+    for name, reduce in (("mean", np.mean), ("std", lambda x, axis: np.std(x, axis=axis, ddof=min(1, len(x) - 1)))):
+        averages = [list(m["average"].values()) for m in results]
+        found[name] = {
+            **{k: results[0][k] for k in ("protocol", "videos", "tiou")},
+            "mAP": reduce(np.asarray([m["mAP"] for m in results], dtype=float), axis=0).tolist(),
+            "average": dict(zip(results[0]["average"], reduce(np.asarray(averages, dtype=float), axis=0).tolist())),
+            **{k: float(reduce(np.asarray([m[k] for m in results], dtype=float), axis=0)) for k in keys},
+        }
+    return found
 
 
 def table(dataset: str, recipe: str, results: Mapping[str, Mapping]) -> str:

@@ -86,7 +86,7 @@ _CALLS = {
     "_codecs encode": encode_bytes,
     **{name.replace(".", " "): None for name in _ITEMSIZE},
 }
-CHECKPOINT = Rules(_CALLS, _build_state_dict)
+CHECKPOINT = Rules(_CALLS, _build_state_dict, "do not trust this file; get its state_dict alone")
 
 
 def members(archive: zipfile.ZipFile, size: int, methods: Tuple[int, ...]) -> List[zipfile.ZipInfo]:
@@ -112,6 +112,8 @@ def scan_checkpoint(handle: BinaryIO, size: int) -> None:
     """Look through a checkpoint of ``size`` bytes in either of torch's forms; Refused where it is not plain data."""
     start = handle.read(512)
     handle.seek(0)
+    if not start:
+        raise Refused("an empty file")
     if start[:4] == b"PK\x03\x04":
         return _scan_zip(handle, size)
     try:
@@ -156,7 +158,7 @@ def _scan_legacy(handle: BinaryIO, size: int) -> None:
     """Five pickles (magic number, version, system, value, keys of the storages), then per key its length and bytes."""
     declared: Dict[str, int] = {}
     window = Window(handle, size)
-    if load_pickle(window, CHECKPOINT) != _MAGIC:
+    if handle.peek(1)[:1] != b"\x80" or load_pickle(window, CHECKPOINT) != _MAGIC:
         raise Refused("no checkpoint of torch", "give a file that torch.save wrote")
     load_pickle(window, CHECKPOINT)
     load_pickle(window, CHECKPOINT)

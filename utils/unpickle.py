@@ -19,8 +19,6 @@ MAX_DEPTH = 64  # containers inside containers
 MAX_LINE = 4096  # bytes of a text argument (protocol 0), names of globals among them
 MAX_BITS = 1024  # of one integer: generators keep 128-bit states, and printing a huge integer takes quadratic time
 
-DISTRUST = "do not trust this file; get it as plain arrays"
-
 
 class Refused(Exception):
     """Content that is damaged or asks for more than plain data. ``todo`` is the advice for the person."""
@@ -32,7 +30,7 @@ class Refused(Exception):
 
 def shown(value: object, length: int = 100) -> str:
     """Something from a file, safe to print: ASCII only, no control characters, cut to ``length``, never expanded."""
-    if type(value) is tuple and len(value) <= 32 and all(type(n) is int for n in value):
+    if type(value) is tuple and len(value) <= 64 and all(type(n) is int for n in value):
         value = str(value)
     if not isinstance(value, (str, int)):
         return f"a {type(value).__name__.lstrip('_')}"
@@ -90,16 +88,19 @@ class Rules(NamedTuple):
 
     calls: Dict[str, Optional[Callable]]  # "module name" -> what stands in for that global
     build: Callable[[Machine, Any, Any], None]  # (machine, object, state): BUILD, pickle's __setstate__
+    advice: str  # what to do with a file that asks for more
 
 
 def load_pickle(window: Window, rules: Rules, refer: Optional[Callable[[Any], Any]] = None) -> Any:
     """The plain value of the one pickle at the start of ``window``.
 
-    ``refer`` gives what a persistent id stands for (None: such ids are refused). Raises Refused, and ValueError,
-    TypeError, LookupError or AttributeError where the opcodes make no sense together.
+    ``refer`` gives what a persistent id stands for (None: such ids are refused). Raises Refused.
     """
     machine = Machine(window, rules, refer)
-    value = machine.run()
+    try:
+        value = machine.run()
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Refused("the pickle in it makes no sense") from error  # opcodes that do not fit each other
     _check_plain(value, 4 * machine.steps + 1000)
     return value
 
@@ -182,7 +183,7 @@ class Machine:
                 return value
             elif name not in ("PROTO", "FRAME"):
                 detail = "" if arg is None else " " + shown(arg).replace(" ", ".")
-                raise Refused(f"uses pickle's {name}{detail}, which plain data does not need", DISTRUST)
+                raise Refused(f"uses pickle's {name}{detail}, which plain data does not need", self.rules.advice)
         raise Refused("the pickle in it ends early")
 
     def _from_mark(self) -> list:
@@ -198,7 +199,7 @@ class Machine:
         if name not in self.rules.calls:
             raise Refused(
                 f"asks for {shown(name.replace(' ', '.'))}, and a file may hold plain arrays and data only",
-                DISTRUST,
+                self.rules.advice,
             )
         return Asked(name.replace(" ", "."), self.rules.calls[name])
 
@@ -264,6 +265,6 @@ def _check_plain(value: Any, limit: int) -> None:
 def encode_bytes(machine: Machine, text: Any, encoding: Any) -> bytes:
     """_codecs.encode: how protocol 2 writes bytes."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        raise Refused(f"asks for _codecs.encode to {shown(encoding)}", DISTRUST)
+        raise Refused(f"asks for _codecs.encode to {shown(encoding)}", machine.rules.advice)
     machine.spend(len(text))
     return text.encode("latin-1")
