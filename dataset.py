@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
@@ -17,7 +19,9 @@ from torch import Tensor
 from proposals import load_proposals, to_snippets
 from utils.annotations import Annotations, read_weak_labels
 from utils.cache import FileHashes, Rows, cached_rows
-from utils.errors import InputError
+from utils.check import check_dataset
+from utils.convert import add_command
+from utils.errors import InputError, run_command
 from utils.features import Features
 from utils.packed import Batch
 from utils.profile import (
@@ -242,3 +246,40 @@ def packed_batch(
     rows = split.rows.gather(list(videos)[mine], picks[mine]).to(device, non_blocking=True)
     places = np.concatenate([i + start for i, start in zip(index[mine], starts)])
     return Inputs(rows, put(places), counts[mine], row_counts), batch
+
+
+CHECK = """Check a dataset: annotations, features against them, proposals against both. Every finding is a line:
+  ok     as it should be, with the numbers
+  note   worth knowing; nothing stops
+  error  training or evaluation would stop or be wrong; the line says what to do
+The last line counts them. Exit status 2 with errors, else 0. Every feature file is read once, one at a time."""
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command line of this module; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="dataset.py", description="Check a dataset, or change its form.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    form = argparse.RawDescriptionHelpFormatter
+    check = commands.add_parser("check", help="verify a dataset and report", description=CHECK, formatter_class=form)
+    check.add_argument("--dataset_name", default="Thumos14reduced", metavar="NAME", help="default: %(default)s")
+    check.add_argument("--dataset_root", metavar="DIR", help="folder of the dataset (default: data/NAME)")
+    text = "folder of Proposals_NAME_{train,test}.json (default: the profile's, else proposals4NAME)"
+    check.add_argument("--proposals_root", metavar="DIR", help=text)
+    text = "2D, RGB and flow together; tells [T, 2D] from [2D, T] (default: from the files)"
+    check.add_argument("--feature_size", type=int, metavar="N", help=text)
+    add_command(commands)
+    args = parser.parse_args(argv)
+    if args.command == "convert":
+        args.run(args)
+        return 0
+    name, root = args.dataset_name, dataset_root(args.dataset_name, args.dataset_root)
+    profile = load_profile(name, root)
+
+    def features(annotations: Annotations) -> Features:
+        return open_features(name, root, profile, annotations, args.feature_size)
+
+    return check_dataset(name, root, profile, features, load_proposals, args.proposals_root)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

@@ -113,7 +113,9 @@ class Run:
             split.rows.to(group.device)
         model = SEAL(self.train.rows.width // 3, len(self.classes), args.dropout_ratio, args.seed)
         self.model = model.to(group.device)
-        self.net = group.wrap(self.model, unused="pc" not in args.losses)
+        if "pc" not in args.losses or args.recipe_numbers.lambda_pc == 0:  # nothing would ever train this branch
+            model.prop_fused_backbone.prop_completeness.requires_grad_(False)
+        self.net = group.wrap(self.model)
         self.optimizer = adam(self.model, args)
         self.epoch, self.step = 1, 0  # the next step to take
         self.records: List[torch.Tensor] = []  # terms of the steps of this epoch

@@ -35,7 +35,8 @@ def predict(
     files. proposals: JSON in seconds. Raises InputError naming file and video.
     """
     rate = info["feature_fps"] / info["snippet_stride"]
-    results = load_json(proposals).get("results")
+    document = load_json(proposals)
+    results = document.get("results") if isinstance(document, dict) else None
     names = tuple(results) if isinstance(results, dict) else ()
     found_s, _ = load_proposals(proposals, dict.fromkeys(names, np.nan), 1 / rate, fix_proposals)
     if not found_s:

@@ -23,7 +23,7 @@ from utils.errors import InputError, stop
 from utils.files import load_array, load_json
 
 Problem = Callable[[InputError], None]
-WHERE_FROM = "README, 'THUMOS14 from download to table', says where each file comes from"
+WHERE_FROM = "README, 'THUMOS14 from download to table' or 'Own data', says where each file comes from"
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def _feature_files(folder: Path) -> List[Path]:
 def _listing(folder: Path) -> Dict[str, Path]:
     """Name without suffix -> file, of one folder."""
     if not folder.is_dir():
-        raise InputError("no features", folder, WHERE_FROM)
+        raise InputError("no features: neither a file nor a folder", folder, WHERE_FROM)
     return {p.stem: p for p in _feature_files(folder)}
 
 

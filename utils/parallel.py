@@ -56,12 +56,12 @@ class Group:
         ends = np.cumsum([0] + [len(part) for part in np.array_split(np.arange(number), self.size)])
         return slice(int(ends[self.rank]), int(ends[self.rank + 1]))
 
-    def wrap(self, model: nn.Module, unused: bool) -> nn.Module:
-        """The model as DistributedDataParallel; ``unused``: whether some parameters get no gradient."""
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as DistributedDataParallel, or as it is where there is one process."""
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
     def gather(self, outputs: Outputs, counts: Sequence[int]) -> Outputs:
         """Outputs of the whole batch from those of each process's share; counts: proposals of every video.
