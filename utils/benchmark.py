@@ -27,15 +27,15 @@ from dataset import Split, epoch_order, packed_batch
 from eval.detection import PROTOCOLS, evaluate_detections
 from eval.inference import score
 from eval.postprocess import candidates, detect
-from main import adam, pick_device, train_step
+from main import adam, train_step
 from model import SEAL
 from options import parse
 from utils.cache import cached_rows
 from utils.errors import run_command
 from utils.files import write_json
+from utils.parallel import Group, pick_device
 from utils.profile import PROFILES, GroundTruth
 from utils.report import aligned
-from utils.scfe import roi_align
 from utils.seeds import stream
 
 VIDEOS = {"train": 200, "test": 212}
@@ -57,7 +57,8 @@ def proposals_like_thumos(split: str) -> List[np.ndarray]:
         start = rng.uniform(0, 4 * count**0.8 + 20, count)
         pairs = np.stack([start, start + np.maximum(length, 0.5)], 1).round(2)
         again = rng.random(count) < REPEATS[split]
-        pairs[again] = pairs[rng.integers(0, count, again.sum())]
+        again[0] = False
+        pairs[again] = pairs[rng.choice(np.flatnonzero(~again), again.sum())]
         found.append(pairs)
     return found
 
@@ -114,31 +115,57 @@ def mm_speed(rows: int, width: int, device: torch.device, repeats: int = 5) -> f
 # ---- the usual way, for comparison: nothing else uses what follows
 
 
+def plain_roi_align(features: Tensor, proposals: Tensor, bins: int = 12) -> Tensor:
+    """RoIAlign along time as one writes it down: gather two neighbours of every sample, interpolate, average."""
+    start, length = proposals[:, 0], proposals[:, 1] - proposals[:, 0]
+    height = (1.5 * length).clamp(min=1)
+    samples = (height / bins).ceil().long()
+    out = features.new_zeros(len(proposals), bins, features.shape[1])
+    padded = torch.cat([features, features.new_zeros(1, features.shape[1])])  # the last row serves all that is outside
+    for g in samples.unique().tolist():
+        chosen = samples == g
+        step = height[chosen] / bins
+        at = torch.arange(bins)[:, None] + (torch.arange(g).to(step) + 0.5) / g
+        y = (start[chosen] - 0.25 * length[chosen] - 0.5)[:, None, None] + at * step[:, None, None]
+        low = y.floor().long()
+        inside = [((x >= 0) & (x < len(features))).long() for x in (low, low + 1)]
+        a, b = (padded[x * ok + len(features) * (1 - ok)] for x, ok in zip((low, low + 1), inside))
+        out[chosen] = torch.lerp(a, b, (y - low)[..., None].to(a)).mean(2)
+    return out
+
+
 class PaddedReference:
     """A step as it is usually written: features and proposals padded, RoIAlign in every step, a loop over videos."""
 
-    def __init__(self, model: SEAL, optimizer, split: Split, load, pseudo, args: argparse.Namespace):
-        self.model, self.optimizer, self.split, self.args = model, optimizer, split, args
+    def __init__(self, model: SEAL, split: Split, load, pseudo, args: argparse.Namespace):
+        self.model, self.split, self.args = model, split, args
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
         self.pseudo = [torch.from_numpy(x) for x in pseudo]
         self.device = next(model.parameters()).device
         self.features = [torch.from_numpy(load(v)).half() for v in split.videos]  # as a joint file holds them
 
+    def branch(self, layers, f_prop: Tensor) -> Tensor:
+        """Two kernel-1 convolutions over the proposals, as in the released network: [B, M, 2D] -> [B, M, out]."""
+        x = f_prop.permute(0, 2, 1)
+        x = F.relu(F.conv1d(x, layers[0].weight[..., None], layers[0].bias))
+        return F.conv1d(x, layers[2].weight[..., None], layers[2].bias).permute(0, 2, 1)
+
     def step(self, videos: Sequence[int], epoch: int) -> float:
         longest = max(len(self.split.proposals[v]) for v in videos)
-        inputs = torch.zeros(len(videos), longest, 3 * self.model.feature_size, device=self.device)
+        inputs = torch.zeros(len(videos), longest, 3 * self.model.feature_size)
         mask = torch.zeros(len(videos), longest, device=self.device)
         for i, v in enumerate(videos):
-            proposals = np.zeros((longest, 2))
-            proposals[: len(self.split.proposals[v])] = self.split.proposals[v]
-            bins = torch.cat([roi_align(self.features[v].float(), p) for p in np.array_split(proposals, 8) if len(p)])
+            proposals = torch.zeros(longest, 2)
+            proposals[: len(self.split.proposals[v])] = torch.from_numpy(self.split.proposals[v])
+            bins = plain_roi_align(self.features[v].float(), proposals)
             left, centre, right = bins[:, :2].amax(1), bins[:, 2:10].amax(1), bins[:, 10:].amax(1)
-            inputs[i] = torch.cat([centre - left, centre, centre - right], 1).to(self.device)
+            inputs[i] = torch.cat([centre - left, centre, centre - right], 1)
             mask[i, : len(self.split.proposals[v])] = 1
         net = self.model.prop_fused_backbone
-        f_prop = F.dropout(net.prop_fusion(inputs), self.args.dropout_ratio, training=True)
-        s_base = net.prop_classifier(f_prop)
-        attention = net.prop_attention(f_prop).squeeze(-1).sigmoid()
-        s_pc = net.prop_completeness(f_prop).squeeze(-1).sigmoid()
+        f_prop = F.dropout(net.prop_fusion(inputs.to(self.device)), self.args.dropout_ratio, training=True)
+        s_base = self.branch(net.prop_classifier, f_prop)
+        attention = self.branch(net.prop_attention, f_prop).squeeze(-1).sigmoid()
+        s_pc = self.branch(net.prop_completeness, f_prop).squeeze(-1).sigmoid()
         loss = sum(self.video(i, v, epoch, s_base, attention, s_pc, f_prop, mask) for i, v in enumerate(videos))
         self.optimizer.zero_grad()
         (loss / len(videos)).backward()
@@ -201,7 +228,8 @@ def run(options: argparse.Namespace, cache_dir: Path) -> List[Tuple[str, str, st
         + ["--amp", options.amp]
         + ["--tf32"] * options.tf32
     )
-    device, width = pick_device(args), 2 * options.width
+    device, width = pick_device(args.device, args.tf32), 2 * options.width
+    group = Group(device)
     splits = {}
     rows: List[Tuple[str, str, str]] = []
     for split in ("train", "test"):
@@ -225,16 +253,12 @@ def run(options: argparse.Namespace, cache_dir: Path) -> List[Tuple[str, str, st
 
     def ours() -> None:
         for step, videos in enumerate(batches):
-            train_step(model, optimizer, packed_batch(train, videos, device, pseudo), args, 1, step)
+            train_step(model, optimizer, *packed_batch(train, videos, device, pseudo), args, 1, step, group)
 
-    usual = (
-        PaddedReference(SEAL(width, NUM_CLASS).to(device), None, train, load_train, pseudo, args)
-        if options.compare
-        else None
-    )
-    if usual:
-        usual.optimizer = adam(usual.model, args)
-    train_step(model, optimizer, packed_batch(train, batches[0], device, pseudo), args, 1, 0)  # warm-up
+    usual = None
+    if options.compare:
+        usual = PaddedReference(SEAL(width, NUM_CLASS).to(device), train, load_train, pseudo, args)
+    train_step(model, optimizer, *packed_batch(train, batches[0], device, pseudo), args, 1, 0, group)  # warm-up
     speeds, epochs, padded = [], [], []
     for _ in range(options.repeats):  # in turns, so that a machine whose speed drifts treats all alike
         speeds.append(mm_speed(min(4096, proposals), width, device))
@@ -266,7 +290,7 @@ def run(options: argparse.Namespace, cache_dir: Path) -> List[Tuple[str, str, st
         )
 
     def forward() -> None:
-        for _ in score(model, test):
+        for _ in score(model, test, test.scored):
             pass
 
     rows.append(("forward of the test split", f"{timed(forward, device):.3f} s", f"{len(test.videos)} videos"))
@@ -288,7 +312,7 @@ def evaluation_parts(model: SEAL, test: Split) -> List[Tuple[str, str, str]]:
     truth = GroundTruth(classes, test.videos, video, np.stack([at, at + rng.uniform(1, 8, len(at))], 1), label, {})
     truth.ambiguous_s.update({v: np.asarray([[0.0, 3.0], [9.0, 12.0]]) for v in test.videos[:36]})
     profile = PROFILES["Thumos14reduced"]
-    outputs = list(score(model, test))
+    outputs = list(score(model, test, test.scored))
     # an untrained network predicts one class a video; a trained one of THUMOS14 predicts 1.1 on average: take two
     found: List[Tuple[int, object]] = []
     fusion = timed(

@@ -59,8 +59,8 @@ class Rows:
             where = [
                 self.start[v] + (np.arange(self.size[v]) if picks is None else picks[i]) for i, v in enumerate(videos)
             ]
-            where = torch.from_numpy(np.concatenate(where)).to(self._on_device.device, non_blocking=True)
-            return self._on_device.index_select(0, where).float()
+            places = torch.from_numpy(np.concatenate(where)).pin_memory().to(self._on_device.device, non_blocking=True)
+            return self._on_device.index_select(0, places).float()
         counts = [self.size[v] if picks is None else len(picks[i]) for i, v in enumerate(videos)]
         out = torch.empty(int(sum(counts)), self.width)
         for i, (video, part) in enumerate(zip(videos, out.split([int(c) for c in counts]))):
