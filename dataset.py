@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from utils.check import check_dataset
 from utils.convert import add_command
 from utils.errors import InputError, run_command
 from utils.features import Features
+from utils.files import file_hash
 from utils.packed import Batch
 from utils.profile import (
     GroundTruth,
@@ -153,17 +153,16 @@ def load_split(source: Source, split: str, log: Callable[[str], None] = print) -
 
 def _with_rows(source: Source, split: str, videos, labels, proposals, length_s) -> Split:
     """Open the rows, then check what only the features can tell: their width, and proposals against T."""
-    if source.cache_dir is None:
-        rows = Rows(proposals, source.roi_size).compute_live(videos, source.features.load)
-        signature = hashlib.blake2b(rows.video_mean.tobytes(), digest_size=16).hexdigest()
+    load, cache_dir = source.features.load, source.cache_dir
+    if cache_dir is None:
+        signature = source.features.signature(videos, file_hash)
+        rows = Rows(proposals, source.roi_size).compute_live(videos, load)
     else:
-        hashes = FileHashes(source.cache_dir / "hashes.json")
+        hashes = FileHashes(cache_dir / "hashes.json")
         signature = source.features.signature(videos, hashes)
         hashes.save()
-        name = f"{source.name}-{split}"
-        load = source.features.load
-        dtype = source.cache_dtype
-        rows, _ = cached_rows(source.cache_dir, name, videos, proposals, load, signature, source.roi_size, dtype)
+        name, dtype = f"{source.name}-{split}", source.cache_dtype
+        rows, _ = cached_rows(cache_dir, name, videos, proposals, load, signature, source.roi_size, dtype)
     source.features.release()
     where = source.features.sources[0]
     if source.feature_size not in (None, rows.width // 3):

@@ -28,7 +28,7 @@ from utils.cache import locked
 from utils.demo import make_demo
 from utils.errors import InputError, run_command
 from utils.experiment import Stop, experiment, plain, write_environment, write_options
-from utils.files import file_hash, load_checkpoint, save_checkpoint, write_json, write_text
+from utils.files import content_hash, file_hash, load_checkpoint, save_checkpoint, write_json, write_text
 from utils.packed import Batch
 from utils.parallel import Group, pick_device
 from utils.profile import PROFILES, dataset_root, proposals_file
@@ -122,7 +122,13 @@ class Run:
         self.term_names: List[str] = []
         self.history: List[Dict] = []  # metrics of every evaluation
         self.options = plain(args)
-        self.inputs = {"train_features": self.train.source, "test_features": self.test.source}
+        self.inputs = {
+            "train_features": self.train.source,
+            "test_features": self.test.source,
+            "train_labels": content_hash("\0".join(self.train.videos), self.train.labels),
+            "pseudo_labels": content_hash(*self.pseudo),  # and so the descriptors
+            "ground_truth": content_hash(self.truth.video, self.truth.segment_s, self.truth.label),
+        }
         for split in ("train", "test"):
             path = proposals_file(source.name, self.profile, split, args.proposals_root)
             self.inputs[f"{split}_proposals"] = file_hash(path)

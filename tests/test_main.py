@@ -245,3 +245,23 @@ def test_a_second_run_on_one_folder_is_refused(root, tmp_path):
     finally:
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 130
+
+
+def test_resuming_on_changed_inputs_is_refused(root, tmp_path):
+    import shutil
+
+    copy = tmp_path / "tiny"
+    shutil.copytree(root, copy)
+    out = run(copy, tmp_path / "b")
+    path = copy / "Tiny-Annotations" / "labels_all.npy"
+    labels = np.load(path, allow_pickle=True)
+    labels[0] = ["throw", "jump"]
+    np.save(path, labels)
+    with pytest.raises(InputError, match="inputs differ: .*train_labels was"):
+        main.main(arguments(copy, out, "--resume"))
+
+
+def test_a_run_may_be_resumed_without_the_cache(root, finished):
+    before = (finished / "results.json").read_text()
+    run(root, finished, "--resume", "--no_cache")
+    assert (finished / "results.json").read_text() == before
