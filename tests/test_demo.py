@@ -1,0 +1,257 @@
+"""Simulated data: the layout of real data, the same bytes for the same seed, hard but not hopeless."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.annotations import read_ambiguous, read_instances, read_weak_labels
+from utils.demo import CLASSES, make_demo, new_folder, simulate, write_annotations
+from utils.errors import InputError
+from utils.files import load_array, load_json
+from utils.simulation import generator, make_events, make_features, make_proposals, make_world
+
+ROOT = Path(__file__).resolve().parent.parent
+VIDEOS = (24, 12)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("demo") / "data" / "Demo"
+    make_demo(root, seed=0, progress=False, videos=VIDEOS)
+    return root
+
+
+def read(root: Path, name: str = "Demo"):
+    annotations = read_weak_labels(root / f"{name}-Annotations")
+    return annotations, read_instances(root / f"{name}-Annotations", annotations)
+
+
+def proposals_of(folder: Path, name: str = "Demo") -> dict:
+    splits = [load_json(folder / f"Proposals_{name}_{split}.json")["results"] for split in ("train", "test")]
+    assert not splits[0].keys() & splits[1].keys()
+    return {v: np.array([p["segment"] for p in entries]) for split in splits for v, entries in split.items()}
+
+
+def contents(folder: Path) -> dict:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    common = np.clip(np.minimum(a[:, None, 1], b[:, 1]) - np.maximum(a[:, None, 0], b[:, 0]), 0, None)
+    return common / ((a[:, 1] - a[:, 0])[:, None] + (b[:, 1] - b[:, 0]) - common)
+
+
+# ---- the data set Demo
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        make_demo(tmp_path / folder, seed=seed, progress=False, videos=(3, 2), width=8)
+    first, again, other = (contents(tmp_path / folder) for folder in "abc")
+    assert first == again
+    assert first.keys() == other.keys()
+    assert all(first[name] != other[name] for name in first if name.startswith("Demo-I3D"))
+
+
+def test_the_layout_is_that_of_a_real_data_set(demo):
+    annotations, instances = read(demo)
+    assert annotations.classes == CLASSES
+    assert [annotations.subset.count(s) for s in ("validation", "test")] == list(VIDEOS)
+    assert all(video.startswith("demo_") for video in annotations.videos)
+    assert len(read_ambiguous(demo / "Demo-Annotations" / "Ambiguous_test.txt", annotations.videos)) > 0
+    for i, video in enumerate(annotations.videos):
+        features = load_array(demo / "Demo-I3D-JOINTFeatures" / f"{video}.npy", mmap=True)
+        assert features.dtype == np.float16 and features.shape[1] == 128
+        assert len(features) == int(annotations.duration_s[i] * 25 / 16) and 60 <= len(features) <= 240
+        assert np.isfinite(features).all() and (features >= 0).all() and (features > 0).mean() > 0.3
+        mine = instances.video == i
+        assert set(instances.label[mine]) == set(annotations.labels[i])
+        segment_s = instances.segment_s[mine]
+        assert (segment_s[:, 0] >= 0).all() and (segment_s[:, 1] <= annotations.duration_s[i]).all()
+        assert (segment_s[:, 1] > segment_s[:, 0]).all()
+    assert 1 < np.mean([len(labels) for labels in annotations.labels]) < 1.5
+
+
+def test_every_file_says_that_it_is_simulated(demo):
+    assert "SIMULATED" in (demo / "SIMULATED.txt").read_text(encoding="utf-8")
+    for split in ("train", "test"):
+        assert load_json(demo / f"Proposals_Demo_{split}.json")["version"] == "simulated"
+
+
+def test_proposals_lie_inside_their_video_and_a_third_are_duplicates(demo):
+    annotations, _ = read(demo)
+    proposals = proposals_of(demo)
+    assert list(proposals) == list(annotations.videos)
+    for duration_s, boxes in zip(annotations.duration_s, proposals.values()):
+        assert 80 <= len(boxes) <= 150
+        assert (boxes[:, 0] >= 0).all() and (boxes[:, 1] <= duration_s).all() and (boxes[:, 1] > boxes[:, 0]).all()
+        assert 0.25 < 1 - len(np.unique(boxes, axis=0)) / len(boxes) < 0.55
+
+
+def test_proposals_allow_much_more_than_a_random_choice_of_them_finds_and_not_everything(demo):
+    annotations, instances = read(demo)
+    rng, found = generator(0, "a random scorer"), []
+    for i, boxes in enumerate(proposals_of(demo).values()):
+        segment_s = instances.segment_s[instances.video == i]
+        chosen = rng.choice(len(boxes), size=len(segment_s), replace=False)  # as many guesses as there are instances
+        found += [(tiou(segment_s, b).max(axis=1) >= 0.5).mean() for b in (boxes, boxes[chosen])]
+    oracle, chance = np.mean(found[::2]), np.mean(found[1::2])
+    assert 0.6 < oracle < 0.95
+    assert chance < 0.5 * oracle
+
+
+def test_neither_modality_nor_the_mean_of_the_video_gives_the_instances_away(demo):
+    """A linear reading of the class's own prototype finds its instances better than chance and far from surely."""
+    annotations, instances = read(demo)
+    world = make_world(0, len(CLASSES), 64)
+    halves: list = [[], []]
+    for i, video in enumerate(annotations.videos):
+        features = load_array(demo / "Demo-I3D-JOINTFeatures" / f"{video}.npy").astype(np.float32)
+        features -= features.mean(axis=0)
+        time_s = (np.arange(len(features)) + 0.5) * 16 / 25
+        for c in annotations.labels[i]:
+            segment_s = instances.segment_s[(instances.video == i) & (instances.label == c)]
+            inside = ((time_s >= segment_s[:, :1]) & (time_s < segment_s[:, 1:])).any(axis=0)
+            for modality in range(2):
+                score = features[:, 64 * modality :][:, :64] @ world.prototypes[modality][c]
+                halves[modality].append(np.mean(score[inside][:, None] > score[~inside]))  # area under the ROC curve
+    for area in map(np.mean, halves):
+        assert 0.65 < area < 0.95
+
+
+def test_a_finished_demo_is_never_overwritten_and_a_failed_one_leaves_nothing(tmp_path, monkeypatch):
+    make_demo(tmp_path / "Demo", progress=False, videos=(1, 1), width=4)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="exists already"):
+        make_demo(tmp_path / "Demo", seed=1, progress=False, videos=(1, 1), width=4)
+    assert contents(tmp_path) == before
+
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("utils.demo.make_features", fail)
+    with pytest.raises(KeyboardInterrupt):
+        make_demo(tmp_path / "Other", progress=False, videos=(1, 1), width=4)
+    assert contents(tmp_path) == before and [p.name for p in tmp_path.iterdir()] == ["Demo"]
+
+
+def test_of_two_processes_that_make_one_folder_the_first_wins(tmp_path):
+    with new_folder(tmp_path / "made") as slow:
+        (slow / "file").write_text("slow")
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "file").write_text("fast")
+    assert (tmp_path / "made" / "file").read_text() == "fast"
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_proposals_go_where_they_are_wanted(tmp_path):
+    make_demo(tmp_path / "Demo", proposals_root=tmp_path / "here", progress=False, videos=(1, 1), width=4)
+    assert sorted(p.name for p in (tmp_path / "here").iterdir()) == [
+        f"Proposals_Demo_{s}.json" for s in ("test", "train")
+    ]
+    assert not list((tmp_path / "Demo").glob("*.json"))
+
+
+# ---- features for annotations that exist
+
+
+def annotated(folder: Path, order: slice = slice(None)) -> Path:
+    """W-TALC annotations of the Demo in ``folder``, its videos in another order."""
+    make_demo(folder / "made", progress=False, videos=(4, 3), width=2)
+    source, target = folder / "made" / "Demo-Annotations", folder / "Demo-Annotations"
+    target.mkdir()
+    for path in source.glob("*.npy"):
+        array = load_array(path, objects=True)
+        np.save(target / path.name, array if path.stem == "classlist" else array[order], allow_pickle=True)
+    return target
+
+
+def test_simulated_features_follow_duration_width_and_type(tmp_path):
+    source = annotated(tmp_path)
+    assert simulate(source, tmp_path / "out", width=6, dtype="float32", progress=False) == "Demo"
+    annotations, _ = read(tmp_path / "out")
+    for video, duration_s in zip(annotations.videos, annotations.duration_s):
+        features = load_array(tmp_path / "out" / "Demo-I3D-JOINTFeatures" / f"{video}.npy")
+        assert features.shape == (int(duration_s * 25 / 16), 12) and features.dtype == np.float32
+    assert contents(tmp_path / "out" / "Demo-Annotations") == contents(source)
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_features_of_a_video_depend_on_no_other_video(tmp_path):
+    (tmp_path / "forth").mkdir()
+    (tmp_path / "back").mkdir()
+    simulate(annotated(tmp_path / "forth"), tmp_path / "a", width=4, progress=False)
+    simulate(annotated(tmp_path / "back", slice(None, None, -1)), tmp_path / "b", width=4, progress=False)
+    simulate(tmp_path / "forth" / "Demo-Annotations", tmp_path / "c", width=4, limit=3, proposals=9, progress=False)
+    forth, back, few = (contents(tmp_path / out / "Demo-I3D-JOINTFeatures") for out in "abc")
+    assert forth == back
+    assert len(few) == 4 and few.items() <= forth.items()
+    annotations, _ = read(tmp_path / "c")
+    assert annotations.subset == ("validation", "validation", "test")
+    proposals = proposals_of(tmp_path / "c")
+    assert list(proposals) == list(annotations.videos) and all(6 <= len(b) <= 12 for b in proposals.values())
+
+
+def test_one_snippet_no_instance_and_a_second_long_video_are_simulated():
+    world = make_world(0, 3, 4)
+    for length, segments in ((1, np.zeros((0, 2))), (1, np.array([[0.0, 0.4]])), (7, np.array([[-3.0, 99.0]]))):
+        label = np.zeros(len(segments), dtype=np.int64)
+        events = make_events(generator(0, "v", "events"), length, segments, label, 3)
+        features = make_features(generator(0, "v", "features"), length, events, world)
+        assert features.shape == (length, 8) and features.dtype == np.float32 and np.isfinite(features).all()
+        for count in (1, 2, 50):
+            duration_s = length * 0.64
+            boxes = make_proposals(generator(count), duration_s, segments * 0.64, segments[:0], count, 0.64)
+            assert len(boxes) == count
+            assert (boxes >= 0).all() and (boxes <= duration_s).all() and (boxes[:, 1] > boxes[:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        ({"duration_s": np.array([np.nan])}, "1 videos without a duration"),
+        ({"duration_s": np.array([0.0])}, "1 videos without a duration"),
+        ({"videos": ("../../x",)}, "no file name"),
+    ],
+)
+def test_annotations_that_cannot_be_simulated_are_refused_and_nothing_is_left(tmp_path, spoil, message):
+    import dataclasses
+
+    make_demo(tmp_path / "made", progress=False, videos=(1, 0), width=2)
+    annotations, instances = read(tmp_path / "made")
+    source = tmp_path / "in" / "Mine-Annotations"
+    write_annotations(source, dataclasses.replace(annotations, **spoil), instances, {})
+    with pytest.raises(InputError, match=message):
+        simulate(source, tmp_path / "out", width=2, progress=False)
+    assert not [p for p in (tmp_path / "out").glob("*") if "I3D" in p.name]
+
+
+def test_real_annotations_of_both_kinds_of_string_are_simulated(shared, tmp_path):
+    for name, train in (("Thumos14reduced", "validation"), ("ActivityNet1.3", "training")):
+        source = shared / "data" / name / f"{name}-Annotations"
+        simulate(source, tmp_path, width=3, limit=5, proposals=20, progress=False)
+        annotations, _ = read(tmp_path, name)
+        assert annotations.classes == read_weak_labels(source).classes
+        train_split = load_json(tmp_path / f"Proposals_{name}_train.json")["results"]
+        assert list(train_split) == [annotations.videos[i] for i in annotations.of(train)]
+        for video, duration_s in zip(annotations.videos, annotations.duration_s):
+            features = load_array(tmp_path / f"{name}-I3D-JOINTFeatures" / f"{video}.npy")
+            assert len(features) == max(1, int(duration_s * 25 / 16))
+
+
+def test_the_command_makes_the_demo_and_says_that_it_is_simulated(tmp_path):
+    def command(*arguments):
+        line = [sys.executable, "-m", "utils.demo", *map(str, arguments)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+
+    done = command("--out", tmp_path / "Demo", "--width", 2)
+    assert done.returncode == 0 and "SIMULATED" in done.stdout, done.stderr
+    assert len(read(tmp_path / "Demo")[0].videos) == 150
+    refused = command("--out", tmp_path / "Demo")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: exists already") and not refused.stdout
+    assert command("--out", tmp_path / "other", "--width", 0).returncode == 2
