@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from options import Parser
 from proposals import load_proposals, to_snippets
 from utils.annotations import Annotations, read_weak_labels
 from utils.cache import FileHashes, Rows, cached_rows
@@ -69,6 +70,12 @@ class Source:
     roi_size: int = 12
     cache_dir: Optional[Path] = Path("cache")  # None: no cache
     cache_dtype: str = "float32"
+
+    @property
+    def simulated(self) -> bool:
+        """Whether ``utils.demo`` drew the features: its note lies beside them."""
+        folders = [folder for s in self.features.sources for folder in (s, s.parent)]
+        return any((folder / "SIMULATED.txt").is_file() for folder in folders)
 
 
 def open_features(
@@ -148,7 +155,16 @@ def load_split(source: Source, split: str, log: Callable[[str], None] = print) -
     if without:
         effect = "not trained on" if split == "train" else "no detections from them"
         log(f"{len(without)} of {len(videos)} {split} videos have no proposal ({effect}): {some(without)}")
-    return _with_rows(source, split, videos, labels, proposals, length_s)
+    found = _with_rows(source, split, videos, labels, proposals, length_s)
+    expected = np.asarray([length_s[v] for v in videos]) * rate
+    off = np.abs(found.rows.num_snippets - expected) > np.maximum(2, 0.05 * expected)  # never where it is unknown
+    if off.any():
+        names = some([videos[i] for i in np.flatnonzero(off)])
+        todo = "python dataset.py check says more"
+        log(
+            f"{int(off.sum())} of {len(videos)} {split} videos have features of another length than their duration: {names}; {todo}"
+        )
+    return found
 
 
 def _with_rows(source: Source, split: str, videos, labels, proposals, length_s) -> Split:
@@ -168,6 +184,8 @@ def _with_rows(source: Source, split: str, videos, labels, proposals, length_s) 
     if source.feature_size not in (None, rows.width // 3):
         what = f"features of width {rows.width // 3}, --feature_size {source.feature_size}"
         raise InputError(what, where, "leave out --feature_size")
+    if rows.width // 3 % 2:
+        raise InputError(f"features of odd width {rows.width // 3}", where, "RGB and flow must be of equal width")
     seconds = np.asarray([length_s[v] for v in videos])
     from_features = rows.num_snippets / source.profile.snippets_per_second
     for video, segments, known, frames in zip(videos, proposals, seconds, rows.num_snippets):
@@ -256,7 +274,7 @@ The last line counts them. Exit status 2 with errors, else 0. Every feature file
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command line of this module; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="dataset.py", description="Check a dataset, or change its form.")
+    parser = Parser(prog="dataset.py", description="Check a dataset, or change its form.")
     commands = parser.add_subparsers(dest="command", required=True)
     form = argparse.RawDescriptionHelpFormatter
     check = commands.add_parser("check", help="verify a dataset and report", description=CHECK, formatter_class=form)

@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
 from dataset import load_source, weak_labels
+from options import Parser
 from utils.errors import InputError, run_command
-from utils.files import load_array, load_json, save_array, write_json
+from utils.files import content_hash, load_array, load_json, save_array, write_json
 
 LEVELS = ("video", "segment")
 
@@ -49,26 +49,19 @@ def load_or_make(
     labels: np.ndarray,
     classes: Sequence[str],
     level: str = "video",
-    source: str = "",
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Descriptors from ``folder/general_{appearance,motion}_descriptors.npy``, made and written where missing.
 
-    Segment level keeps its files in ``folder/segment``. source: hash of the features. Files of ours carry it in
-    ``made_from.json`` and are made anew when the features change; files from elsewhere are used as they are.
+    Segment level keeps its files in ``folder/segment``. Files of ours say in ``made_from.json`` what they were made
+    from, and are made anew when features, labels or classes change; files from elsewhere are used as they are.
     Arguments else as in ``descriptors``. Raises InputError for files of another shape.
     """
-    folder = folder if level == "video" else folder / level
-    names = ("appearance", "motion")
-    paths = [folder / f"general_{name}_descriptors.npy" for name in names]
-    note = folder / "made_from.json"
-    ours_but_stale = note.is_file() and load_json(note) != {"features": source, "level": level}
-    if not all(p.is_file() for p in paths) or ours_but_stale:
-        made = descriptors(video_mean, num_snippets, labels, classes, level)
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, values in zip(paths, made):
-            save_array(path, values)
-        write_json(note, {"features": source, "level": level})
-        return made
+    paths = _paths(folder, level)
+    note = paths[0].parent / "made_from.json"
+    if not all(p.is_file() for p in paths) or (
+        note.is_file() and load_json(note) != _note(video_mean, num_snippets, labels, classes)
+    ):
+        return write(folder, video_mean, num_snippets, labels, classes, level)
     shape = (len(classes), video_mean.shape[1] // 2)
     found = []
     for path in paths:
@@ -80,9 +73,33 @@ def load_or_make(
     return found[0], found[1]
 
 
+def _paths(folder: Path, level: str) -> List[Path]:
+    folder = folder if level == "video" else folder / level
+    return [folder / f"general_{name}_descriptors.npy" for name in ("appearance", "motion")]
+
+
+def _note(video_mean, num_snippets, labels, classes) -> Dict[str, str]:
+    return {"content": content_hash(video_mean, num_snippets, labels, "\0".join(classes))}
+
+
+def write(folder: Path, video_mean, num_snippets, labels, classes, level: str) -> Tuple[np.ndarray, np.ndarray]:
+    """Make the descriptors and write them, with the note of what they were made from; arguments as in ``descriptors``.
+
+    The note stands before the files do: a kill in between leaves nothing that could pass for files from elsewhere.
+    """
+    made, paths = descriptors(video_mean, num_snippets, labels, classes, level), _paths(folder, level)
+    for path in paths:
+        if path.exists():
+            path.unlink()
+    write_json(paths[0].parent / "made_from.json", _note(video_mean, num_snippets, labels, classes))
+    for path, values in zip(paths, made):
+        save_array(path, values)
+    return made
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """The command line of this module: compute from the training videos' features and write."""
-    parser = argparse.ArgumentParser(prog="descriptors.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="descriptors.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--dataset_name", default="Thumos14reduced")
     parser.add_argument("--dataset_root", help="default: data/NAME")
     parser.add_argument("--descriptors_root", help="where to write; default: descriptors/NAME")
@@ -96,11 +113,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         means.append(features.mean(axis=0, dtype=np.float64).astype(np.float32))
         lengths.append(len(features))
     folder = Path(args.descriptors_root or Path("descriptors") / args.dataset_name)
-    folder = folder if args.level == "video" else folder / args.level
-    made = descriptors(np.stack(means), np.asarray(lengths), labels, source.annotations.classes, args.level)
-    for name, values in zip(("appearance", "motion"), made):
-        path = folder / f"general_{name}_descriptors.npy"
-        save_array(path, values)
+    made = write(folder, np.stack(means), np.asarray(lengths), labels, source.annotations.classes, args.level)
+    for path, values in zip(_paths(folder, args.level), made):
         print(f"{path}: float32 {list(values.shape)} from {len(videos)} training videos, {args.level} level")
 
 

@@ -100,10 +100,9 @@ def match_pseudo_true(
     instance = attention >= gamma * segment_max(attention, video, counts).index_select(0, video)
     start, end = proposals.unbind(1)
     length = end - start
-    # An instance that is none begins at +inf, ends at -inf and so overlaps nothing; the same for padding.
+    # What is no instance begins at infinity, as padding does, and so overlaps nothing.
     begins = pad(start.masked_fill(~instance, math.inf), video, counts, math.inf)
-    ends = pad(end.masked_fill(~instance, -math.inf), video, counts, -math.inf)
-    lengths = pad(length, video, counts, 0)
+    ends, lengths = pad(end, video, counts, 0), pad(length, video, counts, 0)
     best, place = torch.zeros_like(start), torch.zeros_like(video)
     step = max(1, BLOCK // len(video))
     for first in range(0, max(counts), step):
@@ -167,7 +166,7 @@ def smooth_l1_all_pairs(x: Tensor, offset: Tensor, slope: Tensor, mask: Tensor) 
     """
     expect(x=(x, "B L"), offset=(offset, "B L"), slope=(slope, "B L"), mask=(mask, "B L"))
     with torch.no_grad():
-        k, b, use = offset.double().masked_fill(~mask, 0), slope.double().masked_fill(~mask, 1), mask.double()
+        k, b, use = offset.double(), slope.double().masked_fill(~mask, 1), mask.double()
         falling = torch.stack([0 * b, -b, -k - 0.5]) * use  # coefficients of x^2, x, 1
         parabola = torch.stack([b * b / 2, b * k, k * k / 2]) * use
         rising = torch.stack([0 * b, b, k - 0.5]) * use

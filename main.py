@@ -21,7 +21,7 @@ from descriptors import load_or_make
 from eval.inference import Evaluation, evaluate
 from eval.predict import predict as predict_videos
 from losses import pseudo_labels, seal_terms, weights
-from model import SEAL, load_model, save_model
+from model import SEAL, check_classes, load_model, save_model
 from options import parse
 from utils.board import Board
 from utils.cache import locked
@@ -31,7 +31,7 @@ from utils.experiment import Stop, experiment, plain, write_environment, write_o
 from utils.files import content_hash, file_hash, load_checkpoint, save_checkpoint, write_json, write_text
 from utils.packed import Batch
 from utils.parallel import Group, pick_device
-from utils.profile import PROFILES, dataset_root, proposals_file
+from utils.profile import PROFILES, dataset_root, load_annotations, load_profile, proposals_file
 from utils.report import aligned, columns, headline, log, progress, row, spread, table
 from utils.seeds import torch_stream
 
@@ -56,9 +56,12 @@ def train_step(
     the norm of the gradient, on the device. Nothing in here waits for the device.
     """
     device = inputs.rows.device
+    counts = inputs.row_counts if args.share_rows else inputs.counts
     places = range(len(batch.counts))[group.share(len(batch.counts))]
+    if device.type == "cuda" and group.size == 1:  # one launch a step; nothing to keep equal over processes
+        counts, places = [sum(counts)], [0]
     streams = [torch_stream(args.seed, "dropout", epoch, step, place, device=device) for place in places]
-    draws = list(zip(streams, inputs.row_counts if args.share_rows else inputs.counts))
+    draws = list(zip(streams, counts))
     with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
         outputs = net(inputs.rows, inputs.index, draws, share_rows=args.share_rows)
     outputs = group.gather(outputs, batch.counts)
@@ -103,7 +106,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, folder: Path, group: Group):
         self.args, self.folder, self.group = args, folder, group
         source = source_of(args)
-        self.classes, self.profile = source.annotations.classes, source.profile
+        self.classes, self.profile, self.simulated = source.annotations.classes, source.profile, source.simulated
         self.train, self.test = (load_split(source, split, log) for split in ("train", "test"))
         if min(args.batch_size, len(self.train.scored)) < group.size:
             raise InputError(f"batches of fewer videos than the {group.size} processes", None, "start fewer processes")
@@ -113,7 +116,7 @@ class Run:
             split.rows.to(group.device)
         model = SEAL(self.train.rows.width // 3, len(self.classes), args.dropout_ratio, args.seed)
         self.model = model.to(group.device)
-        if "pc" not in args.losses or args.recipe_numbers.lambda_pc == 0:  # nothing would ever train this branch
+        if "pc" not in args.losses:  # nothing would ever train this branch
             model.prop_fused_backbone.prop_completeness.requires_grad_(False)
         self.net = group.wrap(self.model)
         self.optimizer = adam(self.model, args)
@@ -127,7 +130,8 @@ class Run:
             "test_features": self.test.source,
             "train_labels": content_hash("\0".join(self.train.videos), self.train.labels),
             "pseudo_labels": content_hash(*self.pseudo),  # and so the descriptors
-            "ground_truth": content_hash(self.truth.video, self.truth.segment_s, self.truth.label),
+            "profile": repr(self.profile),
+            "ground_truth": self.truth.hash(),
         }
         for split in ("train", "test"):
             path = proposals_file(source.name, self.profile, split, args.proposals_root)
@@ -138,7 +142,7 @@ class Run:
         args, rows = self.args, self.train.rows
         folder = Path(args.descriptors_root or Path("descriptors") / args.dataset_name)
         what = (rows.video_mean, rows.num_snippets, self.train.labels, self.classes)
-        pair = load_or_make(folder, *what, args.descriptor_level, self.train.source)
+        pair = load_or_make(folder, *what, args.descriptor_level)
         label, confidence = pseudo_labels(torch.from_numpy(rows.video_mean), *map(torch.from_numpy, pair))
         return label.numpy(), confidence.numpy()
 
@@ -181,6 +185,8 @@ class Run:
             log(f"{path} is not there yet: starting from the first epoch")
             return False
         state = load_checkpoint(path)
+        if not {"model", "optimizer", "options", "inputs", "history", "epoch", "step"} <= set(state):
+            raise InputError("not the state of a run", path, "name the --exp_dir of a run of this program")
         for what, new in (("options", self.options), ("inputs", self.inputs)):
             old = state[what]
             differ = [k for k in sorted({*old, *new}) if k not in FREE and old.get(k) != new.get(k)]
@@ -208,7 +214,7 @@ class Run:
     def evaluate(self, board: Board) -> Evaluation:
         """Score, write what an evaluation leaves, and keep the model if it is the best so far."""
         result = self.score()
-        metrics = {"epoch": self.epoch, **result.metrics}
+        metrics = {"epoch": self.epoch, **result.metrics, **({"simulated": True} if self.simulated else {})}
         self.history.append(metrics)
         if self.group.first:
             if self.best is metrics:
@@ -216,6 +222,7 @@ class Run:
             head = columns(metrics["tiou"], list(metrics["average"]))
             lines = aligned([head] + [row(m) for m in self.history])
             write_text(self.folder / "mAP-results.log", "\n".join(lines) + "\n")
+            log("\n".join(lines[0 if len(lines) == 2 else -1 :]))
             write_json(self.folder / "results.json", {"last": metrics, "best": self.best})
             numbers = {k: float(v) for k, v in zip(head[1:], row(metrics)[1:]) if v != "-"}
             board.scalars("test_mAP", numbers, self.epoch)
@@ -246,9 +253,10 @@ def train_one(args: argparse.Namespace, folder: Path, group: Group, stop: Stop) 
     if group.first:
         write_options(folder, run.options)
         write_environment(folder, group.device, args.seed, run.inputs)
-        board = Board(folder / "logs", run.epoch - 1)
+        board = Board(folder / "logs", run.epoch - 1 if resumed else -1)
         if not resumed:
             board.options(run.options)
+            run.save_state()  # what a run that fails early leaves
     log(f"run in {folder} on {group.device}: {len(run.train.scored)} training, {len(run.test.videos)} test videos")
     result, saved, steps = None, time.monotonic(), len(run.batches())
     with progress(args.max_epoch * steps, (run.epoch - 1) * steps + run.step) as bar:
@@ -301,11 +309,12 @@ def train(args: argparse.Namespace, group: Group) -> int:
             args.seed, where = seed, folder
             if args.seeds:
                 where = stack.enter_context(experiment(str(folder / f"seed{seed}"), "", args.resume, group))
-            runs.append(train_one(args, where, group, stop))
-            if runs[-1] is None:
+            run = train_one(args, where, group, stop)
+            if run is None:
                 return 130
+            runs.append((run.history[-1], run.best))
         if args.seeds:
-            kinds = {"last": [r.history[-1] for r in runs], "best": [r.best for r in runs]}
+            kinds = dict(zip(("last", "best"), map(list, zip(*runs))))
             found = {kind: spread(metrics) for kind, metrics in kinds.items()}
             results = {
                 f"{kind}, {what} of {len(runs)} seeds": found[kind][what] for kind in found for what in found[kind]
@@ -313,7 +322,7 @@ def train(args: argparse.Namespace, group: Group) -> int:
             if group.first:
                 write_json(folder / "results.json", {"seeds": seeds, **found})
         else:
-            last, best = runs[0].history[-1], runs[0].best
+            last, best = runs[0]
             results = {f"last (epoch {last['epoch']})": last, f"best (epoch {best['epoch']})": best}
         if group.first:
             print(table(args.dataset_name, args.recipe, results))
@@ -324,22 +333,24 @@ def train(args: argparse.Namespace, group: Group) -> int:
 def test(args: argparse.Namespace, group: Group) -> int:
     """Score the test split with a checkpoint and print the table. Returns the exit status."""
     path = Path(args.pretrained_ckpt)
-    classes = source_of(args).annotations.classes
-    model, info = load_model(path, classes)
-    args.roi_size = info.get("roi_size", args.roi_size)
+    model, info = load_model(path)
+    for name in ("roi_size", "recipe", "losses"):  # what the checkpoint says of itself
+        setattr(args, name, info.get(name, getattr(args, name)))
     source = source_of(args)
+    check_classes(path, model, info, source.annotations.classes)
     with experiment(args.exp_dir, f"{args.dataset_name}-test", False, group) as folder:
         split = load_split(source, "test", log)
         if split.rows.width != 3 * model.feature_size:
             what = f"checkpoint for features of width {model.feature_size}, the data have {split.rows.width // 3}"
             raise InputError(what, path, "use the features it was trained on")
-        use_pc = "pc" in info.get("losses", args.losses)
-        how = (args.protocol, args.threshold_cls, use_pc, group)
+        how = (args.protocol, args.threshold_cls, "pc" in args.losses, group)
         result = evaluate(model.to(group.device), split, split_truth(source, split), source.profile, *how)
         if group.first:
             write_options(folder, plain(args))
             inputs = {"test_features": split.source, "checkpoint": file_hash(path)}
             write_environment(folder, group.device, args.seed, inputs)
+            if source.simulated:
+                result.metrics["simulated"] = True
             write_json(folder / "results.json", result.metrics)
             write_json(folder / "detections.json", result.detections.to_json(args.dataset_name))
             print(table(args.dataset_name, args.recipe, {path.name: result.metrics}))
@@ -352,15 +363,18 @@ def predict(args: argparse.Namespace, group: Group) -> int:
     path = Path(args.pretrained_ckpt)
     model, info = load_model(path)
     if not info:  # the authors' bare checkpoints: what they do not say comes from the dataset they are for
-        source = source_of(args)
-        model, _ = load_model(path, source.annotations.classes)
-        profile = source.profile
-        info = {"classes": source.annotations.classes, "feature_fps": profile.feature_fps}
-        info.update(snippet_stride=profile.snippet_stride, roi_size=args.roi_size, losses=args.losses)
+        root = dataset_root(args.dataset_name, args.dataset_root)
+        profile = load_profile(args.dataset_name, root)
+        classes = load_annotations(args.dataset_name, root, profile).classes
+        check_classes(path, model, info, classes)
+        info = {"classes": classes, "feature_fps": profile.feature_fps, "snippet_stride": profile.snippet_stride}
+        info.update(roi_size=args.roi_size, losses=args.losses)
     with experiment(args.exp_dir, "predict", False, group) as folder:
         files, use_pc = (Path(args.features), Path(args.proposals)), "pc" in info["losses"]
         how = (args.threshold_cls, use_pc, args.fix_proposals, log)
         found = predict_videos(model.to(group.device), info["classes"], info, *files, *how)
+        if not group.first:
+            return 0
         write_options(folder, plain(args))
         write_environment(folder, group.device, args.seed, {"checkpoint": file_hash(path)})
         write_json(folder / "detections.json", found.to_json(path.name))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
-from utils.files import load_checkpoint, save_checkpoint
 
 from utils.errors import InputError
+from utils.files import load_checkpoint, save_checkpoint
 from utils.packed import Outputs
-
 
 Draws = Sequence[Tuple[torch.Generator, int]]  # a stream of random bits and how many rows take from it, in order
 
@@ -56,7 +55,7 @@ class Backbone(nn.Module):
 class SEAL(nn.Module):
     """Scores proposals. feature_size is 2D (both modalities), num_class is C.
 
-    Parameters are initialised as in P-MIL (Xavier uniform weights, zero biases) from ``generator``.
+    Parameters are initialised as in P-MIL (Xavier uniform weights, zero biases), drawn from ``seed``.
     """
 
     def __init__(self, feature_size: int, num_class: int, dropout_ratio: float = 0.5, seed: int = 0):
@@ -108,13 +107,22 @@ def save_model(path: Path, model: SEAL, info: Dict[str, object]) -> None:
     save_checkpoint(path, out)
 
 
-def load_model(path: Path, classes: Optional[Sequence[str]] = None) -> Tuple[SEAL, Dict[str, object]]:
+def check_classes(path: Path, model: SEAL, info: Dict[str, object], classes: Sequence[str]) -> None:
+    """Refuse a checkpoint of other classes than the data have (InputError)."""
+    if model.num_class != len(classes):
+        what = f"a checkpoint of {model.num_class} classes for data of {len(classes)}"
+        raise InputError(what, path, "use its own dataset")
+    if info.get("classes", list(classes)) != list(classes):
+        raise InputError("a checkpoint of other classes, or in another order", path, "use its own classlist")
+
+
+def load_model(path: Path) -> Tuple[SEAL, Dict[str, Any]]:
     """A model from a checkpoint of ours or the authors', and the info it carries (empty in a bare one).
 
-    Kernel-1 convolution weights [o, i, 1] and linear ones [o, i] are both accepted. classes: what the data have; a
-    checkpoint of other classes is refused. Raises InputError naming file and parameter.
+    Kernel-1 convolution weights [o, i, 1] and linear ones [o, i] are both accepted. Raises InputError naming file and
+    parameter.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, todo="give the path of a checkpoint")
     todo = "give a checkpoint of this program or the authors' best_model.pkl"
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError("not a state_dict", path, todo)
@@ -125,10 +133,10 @@ def load_model(path: Path, classes: Optional[Sequence[str]] = None) -> Tuple[SEA
         num_class = weights["prop_fused_backbone.prop_classifier.2.weight"].shape[0] - 1
     except (KeyError, IndexError) as error:
         raise InputError(f"no parameter {error}", path, todo) from None
-    if classes is not None and num_class != len(classes):
-        raise InputError(f"a checkpoint of {num_class} classes for data of {len(classes)}", path, "use its own dataset")
-    if classes is not None and info.get("classes", list(classes)) != list(classes):
-        raise InputError("a checkpoint of other classes, or in another order", path, "use its own classlist")
+    fusion = tuple(weights["prop_fused_backbone.prop_fusion.0.weight"].shape)
+    if fusion != (feature_size, 3 * feature_size) or num_class < 1:
+        raise InputError(f"a fusion layer {fusion} for {num_class} classes is no network of this kind", path, todo)
+    _check_info(info, num_class, path)
     model = SEAL(feature_size, num_class)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}
@@ -140,6 +148,23 @@ def load_model(path: Path, classes: Optional[Sequence[str]] = None) -> Tuple[SEA
         raise InputError("NaN or Inf in the weights", path, "use another checkpoint")
     model.load_state_dict(weights)
     return model, info
+
+
+def _check_info(info: object, num_class: int, path: Path) -> None:
+    """A checkpoint's info is empty or says all that prediction needs."""
+    kinds = {
+        "classes": list,
+        "losses": list,
+        "roi_size": int,
+        "feature_fps": (int, float),
+        "snippet_stride": (int, float),
+    }
+    good = isinstance(info, dict) and (not info or all(isinstance(info.get(k), kind) for k, kind in kinds.items()))
+    if good and info:
+        positive = all(info[k] > 0 for k in ("roi_size", "feature_fps", "snippet_stride"))
+        good = positive and info["roi_size"] % 6 == 0 and len(info["classes"]) == num_class
+    if not good:
+        raise InputError("a checkpoint whose info is damaged", path, "save it again, or use its bare state_dict")
 
 
 def _is_convolution(name: str, value: Tensor) -> bool:

@@ -106,7 +106,7 @@ def _flag(text: str) -> bool:
     return text.lower() == "true"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse with the program's own form of an error: one line, exit status 2."""
 
     def error(self, message: str) -> NoReturn:
@@ -118,7 +118,7 @@ RECIPE_FLAGS = {
     "sme_attention": (_flag, "p of Eq. (9) weighs proposals with attention: true or false"),
     "sme_moderate": (_number(float, 0), "factor of the moderate-confidence mean in Eq. (8)"),
     "sme_schedule": (("linear", "exp"), "shape of lambda_1 over epochs"),
-    "sme_until": (_number(int, 1), "epoch at which lambda_1 has reached 0"),
+    "sme_until": (_number(int, 1), "epoch from which (linear), or after which (exp), lambda_1 is 0"),
     "gamma": (_number(float, 0, 1), "pseudo-true instances of Eq. (10): A >= gamma max A"),
     "pc_centre": (_number(float, 0), "factor of the centre term of Eq. (10)"),
     "pc_distance": (_number(float, 0), "factor of d/I in Eq. (10)"),
@@ -136,7 +136,7 @@ RECIPE_FLAGS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line: grouped, each default with its reason."""
-    p = _Parser(
+    p = Parser(
         prog="main.py",
         description="SEAL: weakly supervised temporal action localization (AAAI 2025). Trains on video-level labels, "
         "scores candidate proposals, reports mAP.",
@@ -304,6 +304,13 @@ def parse(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args = p.parse_args(argv)
     given = {f.name: getattr(args, f.name) for f in fields(Recipe)}
     args.recipe_numbers = replace(RECIPES[args.recipe], **{k: v for k, v in given.items() if v is not None})
+    numbers = args.recipe_numbers
+    if numbers.lambda_pc == 0 or numbers.pc_centre == numbers.pc_penalty == 0:  # d/I alone has no gradient
+        args.losses = tuple(name for name in args.losses if name != "pc")
+    if args.resume and not args.exp_dir:
+        p.error("--resume needs --exp_dir")
+    if args.run_type == "train" and args.pretrained_ckpt:
+        p.error("--pretrained_ckpt is for test and predict; a run goes on with --resume")
     if args.roi_size % 6:
         p.error(f"argument --roi_size: {args.roi_size} is no multiple of 6")
     needs = {"test": ("pretrained_ckpt",), "predict": ("pretrained_ckpt", "features", "proposals")}

@@ -14,6 +14,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from options import Parser
 from utils.annotations import WHERE_FROM
 from utils.errors import InputError, run_command, stop
 from utils.files import load_json
@@ -99,8 +100,7 @@ def _segments(entries: object, where: str, problem: Callable[[InputError], None]
 
 
 def _indices(where: str, bad: np.ndarray) -> str:
-    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return f"{where}, index {bad[0]}{more}"
+    return f"{where}, index {some([str(i) for i in bad])}"
 
 
 def _checked(segment_s, index, end_s: float, slack_s: float, where: str, fix: bool, counts: Counts, problem):
@@ -181,7 +181,7 @@ def stats(args: argparse.Namespace) -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """The command line of this module."""
-    parser = argparse.ArgumentParser(prog="proposals.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="proposals.py", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("stats", help="counts, duplicates and class-agnostic recall of each split")
     sub.add_argument("--dataset_name", default="Thumos14reduced")

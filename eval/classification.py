@@ -36,4 +36,5 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> Optional[float]:
     scores, labels = _checked(scores, labels)
     labelled = labels.any(axis=1)
     hit = np.take_along_axis(labels, scores.argmax(axis=1)[:, None], axis=1)[:, 0] if scores.size else labelled
+    hit = hit & scores.any(axis=1)  # a video without proposals names no class
     return float(hit[labelled].mean()) if labelled.any() else None

@@ -9,9 +9,10 @@ import numpy as np
 
 from eval.average_precision import Segments, average_precision
 from eval.detections import Detections
+from options import Parser
 from utils.errors import InputError, run_command
 from utils.files import load_json, write_json
-from utils.profile import PROFILES, GroundTruth, Profile, dataset_root, load_ground_truth, load_profile
+from utils.profile import PROFILES, THUMOS_TIOU, GroundTruth, Profile, dataset_root, load_ground_truth, load_profile
 from utils.report import aligned
 
 PROTOCOLS = {
@@ -34,10 +35,7 @@ def evaluate_detections(
     Returns {"protocol", "videos": how many, "tiou", "mAP", "AP": {class: [fraction per threshold]}, "average"}; a
     class without ground truth has no AP and no part in the mean, and without any, mAP and averages are None.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {protocol!r} is none of {', '.join(PROTOCOLS)}")
-    if protocol == "exact210":
-        truth = truth.keep([v for v in truth.videos if v not in NOT_IN_210])
+    truth = in_protocol(truth, protocol)
     columns = (_places(detections.videos, truth.videos)[detections.video], detections.segment_s)
     columns += (_places(detections.classes, truth.classes)[detections.label],)
     known = (columns[0] >= 0) & (columns[2] >= 0)
@@ -52,7 +50,7 @@ def evaluate_detections(
     ap = average_precision(instances, found, score, len(truth.classes), tious)
     scored = ~np.isnan(ap).all(axis=0)
     means = ap[:, scored].mean(axis=1).tolist() if scored.any() else [None] * len(tious)
-    spans = [span for span in AVERAGES if set(span) <= set(tious)] or [(tious[0], tious[-1])]
+    spans = AVERAGES if profile.tiou_thresholds == THUMOS_TIOU else ((tious[0], tious[-1]),)
     average = {}
     for low, high in spans:
         within = [m for m, t in zip(means, tious) if low <= t <= high]
@@ -60,6 +58,13 @@ def evaluate_detections(
     per_class = {truth.classes[c]: ap[:, c].tolist() for c in np.flatnonzero(scored)}
     head = {"protocol": protocol, "videos": len(truth.videos), "tiou": tious, "mAP": means}
     return {**head, "AP": per_class, "average": average}
+
+
+def in_protocol(truth: GroundTruth, protocol: str) -> GroundTruth:
+    """The ground truth of the videos that a protocol counts. ValueError for an unknown protocol."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r} is none of {', '.join(PROTOCOLS)}")
+    return truth.keep([v for v in truth.videos if v not in NOT_IN_210]) if protocol == "exact210" else truth
 
 
 def _places(names: Sequence[str], among: Sequence[str]) -> np.ndarray:
@@ -89,7 +94,7 @@ def _inside(tiou: float, span: str) -> bool:
     return low <= tiou <= high
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     protocols = "\n".join(f"  {name:9} {text}" for name, text in PROTOCOLS.items())
     text = f"""Score a detections file, from any method, against a dataset's ground truth. No features are needed.
 
@@ -102,7 +107,7 @@ protocols (they differ by more than a point, so name yours):
 {protocols}
 """
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m eval.detection", description=text, formatter_class=raw)
+    parser = Parser("python -m eval.detection", description=text, formatter_class=raw)
     parser.add_argument("--detections", required=True, metavar="FILE.json", help="what to score")
     parser.add_argument("--dataset_name", required=True, metavar="NAME", help=f"{', '.join(PROFILES)}, or your own")
     parser.add_argument("--dataset_root", metavar="DIR", help="where its annotations stand (default: data/NAME)")

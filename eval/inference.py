@@ -6,15 +6,15 @@ from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
-from utils.parallel import Group
-from utils.plots import figure_to_array, timeline
 
 from dataset import Split, packed_batch
 from eval.classification import accuracy, mean_average_precision
-from eval.detection import evaluate_detections
+from eval.detection import evaluate_detections, in_protocol
 from eval.detections import Detections
 from eval.postprocess import candidates, detect
 from model import SEAL
+from utils.parallel import Group
+from utils.plots import figure_to_array, timeline
 from utils.profile import GroundTruth, Profile
 
 ROWS_AT_ONCE = 8192  # rows the network takes at once: 200 MB of inputs at 2D = 2048
@@ -112,6 +112,7 @@ def evaluate(
     rate = profile.snippets_per_second
     detections, scores = find(model, split, truth.classes, truth.ambiguous_s, rate, threshold_cls, use_pc, group)
     metrics = evaluate_detections(truth, detections, profile, protocol)
-    metrics["classification_mAP"] = mean_average_precision(scores, split.labels)
-    metrics["classification_accuracy"] = accuracy(scores, split.labels)
+    scored = np.isin(split.videos, in_protocol(truth, protocol).videos)
+    metrics["classification_mAP"] = mean_average_precision(scores[scored], split.labels[scored])
+    metrics["classification_accuracy"] = accuracy(scores[scored], split.labels[scored])
     return Evaluation(metrics, detections)

@@ -34,6 +34,8 @@ def predict(
     info: feature_fps, snippet_stride (frames) and roi_size of the model's training. features: folder of per-video
     files. proposals: JSON in seconds. Raises InputError naming file and video.
     """
+    if not features.is_dir():
+        raise InputError("not a folder of per-video features", features, "see dataset.py convert")
     rate = info["feature_fps"] / info["snippet_stride"]
     document = load_json(proposals)
     results = document.get("results") if isinstance(document, dict) else None

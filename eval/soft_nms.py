@@ -14,6 +14,7 @@ import numpy as np
 
 PAIRS_AT_ONCE = 4_000_000  # overlapping pairs held in memory, about 100 bytes each
 METHODS = ("gaussian", "linear", "hard")
+ZERO = -750.0  # exp of it is 0, and all that a candidate below it could lower is below it too
 
 
 def soft_nms(
@@ -163,8 +164,8 @@ def _dense(segments, logs, rank, penalty) -> np.ndarray:
     start, end = segments[left, 0], segments[left, 1]
     settled = np.full((K, M), -np.inf)
     for t in range(M):
-        if t % max(16, left.shape[1] // 8) == 0:  # drop what is settled
-            alive = logs > -np.inf
+        if t % min(256, max(16, left.shape[1] // 8)) == 0:  # drop what is settled
+            alive = logs > ZERO
             keep = np.argsort(~alive, axis=1, kind="stable")[:, : alive.sum(axis=1).max()]
             logs, left, start, end = (np.take_along_axis(z, keep, axis=1) for z in (logs, left, start, end))
             if not logs.size:

@@ -53,7 +53,7 @@ _STATE = {
     "model": collections.OrderedDict(weight=torch.ones(3, 4), bias=torch.arange(3.0)),
     "optimiser": {"state": {0: {"step": torch.tensor(1.0), "mean": torch.ones(3, 4)[:, 1:]}}, "groups": [{"lr": 5e-5}]},
     "random": torch.arange(20, dtype=torch.uint8),
-    "options": {"name": "é", "raw": b"\xff", "epoch": 3},
+    "options": {"name": "é", "epoch": 3},
 }
 _STATE["model"]._metadata = collections.OrderedDict({"": {"version": 1}})
 _JSON = {

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import pickle
 import struct
+import time
+import tracemalloc
 import warnings
 import zipfile
 
@@ -54,3 +58,88 @@ def refusal(load, path, **kwargs) -> str:
     line = str(caught.value)
     assert str(path) in line and "\n" not in line and line.isprintable()
     return line
+
+
+def same(a, b) -> bool:
+    """Equal values of equal types, all the way down."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        if a.dtype.hasobject:
+            return a.shape == b.shape and all(map(same, a.ravel().tolist(), b.ravel().tolist()))
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b
+
+
+@contextlib.contextmanager
+def cheaply(megabytes: int):
+    """At most so much memory at any moment, and no hang."""
+    start = time.process_time()
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < megabytes << 20
+    assert time.process_time() - start < 30  # minutes without the limits; a few tenths of a second with them
+
+
+# ---- pickles, opcode by opcode --------------------------------------------------------------------------------------
+
+
+class Code(bytes):
+    """Opcodes. Their pieces are joined with +, and a plain value becomes opcodes with ``value``."""
+
+
+def value(item) -> bytes:
+    return item if isinstance(item, Code) else pickle.dumps(item, protocol=2)[2:-1]
+
+
+def name(module: str, attribute: str) -> Code:
+    return Code(f"c{module}\n{attribute}\n".encode())
+
+
+def dotted(module: str, attribute: str) -> Code:
+    """STACK_GLOBAL, whose attribute may hold dots."""
+    return Code(
+        b"\x80\4" + b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute)) + b"\x93"
+    )
+
+
+def apply(function: bytes, *args) -> Code:
+    return Code(function + b"(" + b"".join(map(value, args)) + b"tR")
+
+
+def call(module: str, attribute: str, *args) -> Code:
+    return apply(name(module, attribute), *args)
+
+
+TOUCH = "touch marker"
+SYSTEM = name("posix", "system")
+EVIL = apply(SYSTEM, TOUCH)  # makes the file "marker" when it is unpickled
+NESTED = b"\x80\2" + EVIL + b"."
+
+
+def in_array(code: bytes) -> bytes:
+    """An object .npy of one item, the opcodes."""
+    plain = pickle.dumps(objects("ITEM"), protocol=2)
+    assert plain.count(b"X\4\0\0\0ITEM") == 1
+    return object_npy(plain.replace(b"X\4\0\0\0ITEM", code), "(1,)")
+
+
+def in_dict(code: bytes) -> bytes:
+    return b"\x80\2}X\1\0\0\0w" + code + b"s."
+
+
+def in_new_form(code: bytes) -> bytes:
+    return zipped({"archive/data.pkl": in_dict(code), "archive/byteorder": b"little", "archive/version": b"3\n"})
+
+
+def in_old_form(code: bytes, storages: bytes = b"") -> bytes:
+    start = b"".join(pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, {}))
+    return start + in_dict(code) + (storages or pickle.dumps([], protocol=2))

@@ -37,23 +37,26 @@ def test_a_class_without_a_training_video_is_named(case):
         descriptors(means, lengths, np.c_[labels, np.zeros(4)], ["a", "b", "nobody"])
 
 
-def test_missing_files_are_made_present_ones_used_and_ours_remade_when_features_change(case, tmp_path):
+def test_missing_files_are_made_and_ours_are_remade_when_what_they_came_from_changes(case, tmp_path):
     _, means, lengths, labels = case
-    made = load_or_make(tmp_path, means, lengths, labels, ["a", "b"], source="x")
+    made = load_or_make(tmp_path, means, lengths, labels, ["a", "b"])
     path = tmp_path / "general_appearance_descriptors.npy"
     np.testing.assert_array_equal(np.load(path), made[0])
-    np.save(path, made[0] + 1)
-    np.testing.assert_array_equal(
-        load_or_make(tmp_path, means, lengths, labels, ["a", "b"], source="x")[0], made[0] + 1
-    )
-    np.testing.assert_array_equal(load_or_make(tmp_path, means, lengths, labels, ["a", "b"], source="y")[0], made[0])
-    (tmp_path / "made_from.json").unlink()  # the authors' files carry no such note and are used as they are
-    np.save(path, made[0] + 2)
-    np.testing.assert_array_equal(
-        load_or_make(tmp_path, means, lengths, labels, ["a", "b"], source="z")[0], made[0] + 2
-    )
+    np.save(path, made[0] + 1)  # present ones are used
+    np.testing.assert_array_equal(load_or_make(tmp_path, means, lengths, labels, ["a", "b"])[0], made[0] + 1)
+    for changed in ((means * 2, lengths, labels, ["a", "b"]), (means, lengths, labels[:, ::-1], ["b", "a"])):
+        expected = descriptors(*changed)
+        np.testing.assert_array_equal(load_or_make(tmp_path, *changed)[0], expected[0])
     segment = load_or_make(tmp_path, means, lengths, labels, ["a", "b"], "segment")
     assert not np.allclose(segment[0], made[0]) and (tmp_path / "segment" / path.name).exists()
+
+
+def test_files_from_elsewhere_are_used_whatever_the_features(case, tmp_path):
+    _, means, lengths, labels = case
+    made = descriptors(means, lengths, labels, ["a", "b"])
+    for name, values in zip(("appearance", "motion"), made):
+        np.save(tmp_path / f"general_{name}_descriptors.npy", values + 2)
+    np.testing.assert_array_equal(load_or_make(tmp_path, means * 3, lengths, labels, ["a", "b"])[0], made[0] + 2)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 4), np.float32), np.zeros((2, 3), np.int64), np.full((2, 3), np.nan)])

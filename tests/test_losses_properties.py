@@ -300,7 +300,7 @@ def test_shapes_that_disagree_are_refused(recipe, name, wrong):
 
 
 class Watch(TorchDispatchMode):
-    """Every operator that runs, forward and backward, the devices it meets and the size of the largest tensor it makes."""
+    """Every operator that runs, forward and backward, the devices met and the size of the largest tensor made."""
 
     def __init__(self):
         super().__init__()

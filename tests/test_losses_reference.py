@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import losses
 from losses import HIGH, MODERATE, NONE, match_pseudo_true, pseudo_labels, seal_terms, smooth_l1_all_pairs, weights
-from options import RECIPES
+from options import RECIPES, Recipe
 from tests import losses_reference as slow
 
 
@@ -41,10 +43,15 @@ def test_every_term_and_its_gradients_are_those_of_the_equations(recipe, epoch, 
 @pytest.mark.parametrize("seed", range(4))
 def test_semantic_consistency_where_the_two_scores_disagree(first_class, seed):
     """s_supp = A s_base never disagrees with s_base; Eq. (11) is defined for scores that do."""
-    outputs, batch = slow.random_case(seed=seed)
-    s_supp = outputs.s_base.detach() + torch.randn(outputs.s_base.shape, dtype=torch.float64)
-    agree = outputs.s_base[:, :-1].argmax(1) == s_supp[:, :-1].argmax(1)
-    assert 0 < agree.sum() < len(agree)
+    outputs, batch = slow.random_case(counts=(9, 3, 2, 1, 4, 2, 3), seed=seed)
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(outputs.s_base.shape, generator=draw, dtype=torch.float64)
+    s_supp = outputs.s_base.detach() + 4 * noise
+    base, supp = (s[:, :-1].argmax(1) for s in (outputs.s_base, s_supp))
+    labelled = batch.labels.argmax(1)[batch.video]
+    some_s = batch.video[(base == supp) & (base == labelled)].unique().tolist()
+    some_n = batch.video[(base == labelled) | (supp == labelled)].unique().tolist()
+    assert 0 < len(some_s) < len(some_n)  # there are classes with an N_c and no S_c
     given = (outputs.f_prop, outputs.s_base, s_supp, batch.labels)
     expected = slow.st(*given, slow.rows_of(batch), first_class)
     actual = losses.st_loss(*given, batch.video, batch.counts, first_class)
@@ -60,9 +67,10 @@ def test_matching_finds_the_instance_of_highest_tiou_whatever_the_block(monkeypa
     proposals[5:10] = proposals[20:25]  # duplicates: the first of equal tIoU is taken
     proposals[50:53, 1] = proposals[50:53, 0]  # zero length
     proposals[60] = torch.tensor([500.0, 510.0])  # alone
+    proposals[:30] *= 0.02  # shorter than a snippet
     attention = outputs.attention.detach()
     attention[60] = 0.01
-    for gamma in (0.0, 0.3, 0.9):
+    for gamma in (0.0, 0.3, 0.9, 1.0):
         found = slow.match(proposals, attention, slow.rows_of(batch), gamma)
         matched, overlaps = match_pseudo_true(proposals, attention, batch.video, batch.counts, gamma)
         assert overlaps.tolist() == [i in found for i in range(len(proposals))]
@@ -76,18 +84,27 @@ def test_touching_proposals_do_not_overlap():
     assert overlaps.tolist() == [True, False]
 
 
+def test_an_intersection_of_almost_nothing_counts_as_a_millionth_of_a_snippet():
+    proposals = torch.tensor([[0.0, 1.0], [1.0 - 2**-23, 2.0]])
+    s_pc, one_video = torch.tensor([0.3, 0.6], dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    swapped, both = torch.tensor([1, 0]), torch.tensor([True, True])
+    actual = losses.pc_loss(s_pc, proposals, swapped, both, one_video, [2])
+    close(actual, slow.pc(s_pc, proposals, {0: 1, 1: 0}, [[0, 1]], 1, 1, 1, False))
+    assert actual > 0.9e6
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
 def test_sum_over_all_pairs_is_the_double_sum(scale):
     draw = torch.Generator().manual_seed(7)
     shape = (3, 40)
-    x = torch.rand(shape, generator=draw, dtype=torch.float64).requires_grad_()
+    x = torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
     offset = torch.randn(shape, generator=draw, dtype=torch.float64) * scale
     slope = torch.rand(shape, generator=draw, dtype=torch.float64) * scale + 1e-12
     slope[0, :5] = 1e-9
     offset[0, :3] = torch.tensor([1.0, -1.0, 0.0])
     mask = torch.rand(shape, generator=draw) < 0.7
     mask[2] = False
-    slope[~mask] = -1  # what is masked may hold anything
+    slope[~mask], offset[~mask] = 0, 1  # what is masked may hold anything
     pairs = offset[:, None, :] + slope[:, None, :] * x[:, :, None]
     expected = F.smooth_l1_loss(pairs, torch.zeros_like(pairs), reduction="none")
     expected = (expected * mask[:, None, :] * mask[:, :, None]).sum()
@@ -146,3 +163,21 @@ def test_schedule(recipe, epoch, expected):
     schedule = weights(RECIPES[recipe], epoch, 200)
     assert list(schedule) == ["lambda_sme", "lambda_pc", "lambda_sc", "moderate", "alpha"]
     assert list(schedule.values()) == pytest.approx(expected, abs=2e-7)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "release"])
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+def test_every_number_of_a_recipe_can_be_overridden(recipe, field):
+    case = slow.random_case()
+    value = getattr(RECIPES[recipe], field)
+    if isinstance(value, str):
+        other = {"linear": "exp", "exp": "linear"}[value]
+    else:
+        other = not value if isinstance(value, bool) else value / 2
+    given, changed = (
+        seal_terms(*case, r, 9, 200) for r in (RECIPES[recipe], replace(RECIPES[recipe], **{field: other}))
+    )
+    if field == "sc_until":  # 9 lies before the end of either
+        assert weights(replace(RECIPES[recipe], sc_until=8), 9, 200)["lambda_sc"] == 0
+    else:
+        assert not torch.equal(given["loss_total"], changed["loss_total"])

@@ -138,7 +138,7 @@ def test_options_of_speed_train_too(root, tmp_path, more):
 
 
 def test_training_cannot_reach_time_stamps(root, finished, tmp_path):
-    """The same bits when segments.npy and labels.npy are replaced by nonsense: labels_all is all that training reads."""
+    """The same bits when segments.npy and labels.npy are nonsense: labels_all is all that training reads."""
     import shutil
 
     copy = tmp_path / "tiny"
@@ -217,6 +217,8 @@ def command(*words, cwd=None):
     [
         (["--no_such_option"], "unrecognized arguments"),
         (["--run_type", "test"], "needs --pretrained_ckpt"),
+        (["--resume"], "needs --exp_dir"),
+        (["--pretrained_ckpt", "x"], "is for test and predict"),
         (["--run_type", "predict", "--pretrained_ckpt", "x"], "needs --features"),
         (["--seeds", "1", "1"], "stands twice"),
         (["--losses", "sme,xyz"], "no subset of sme,pc,sc"),
@@ -265,3 +267,51 @@ def test_a_run_may_be_resumed_without_the_cache(root, finished):
     before = (finished / "results.json").read_text()
     run(root, finished, "--resume", "--no_cache")
     assert (finished / "results.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "more", [["--losses", "sme,sc"], ["--lambda_pc", "0"], ["--pc_centre", "0", "--pc_penalty", "0"]]
+)
+def test_an_untrained_process_branch_does_not_enter_the_scores(root, tmp_path, more):
+    plain = run(root, tmp_path / "a", *more)
+    state = weights_of(plain)
+    for name in state:  # whatever that branch says, nothing changes
+        if "prop_completeness" in name:
+            state[name].normal_(generator=torch.Generator().manual_seed(0))
+    torch.save(state, tmp_path / "other.pkl")
+    run(root, tmp_path / "b", "--pretrained_ckpt", tmp_path / "other.pkl", run_type="test")
+    a, b = (json.loads((tmp_path / d / "detections.json").read_text()) for d in "ab")
+    assert a["results"] == b["results"]
+
+
+def test_simulated_features_are_named_and_stand_beside_no_published_row(root, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "tiny"
+    shutil.copytree(root, copy)
+    for name in ("Tiny-Annotations", "Tiny-I3D-JOINTFeatures"):
+        (copy / name).rename(copy / name.replace("Tiny", "Thumos14reduced"))
+    for split in ("train", "test"):
+        (copy / f"Proposals_Tiny_{split}.json").rename(copy / f"Proposals_Thumos14reduced_{split}.json")
+    words = arguments(copy, tmp_path / "real")
+    words[words.index("Tiny")] = "Thumos14reduced"
+    main.main(words)
+    assert "SEAL, paper (AAAI 2025), wtal" in capsys.readouterr().out
+    (copy / "SIMULATED.txt").write_text("")
+    words[words.index(str(tmp_path / "real"))] = str(tmp_path / "simulated")
+    main.main(words)
+    out = capsys.readouterr().out
+    assert "SIMULATED features" in out and "SEAL, paper" not in out
+    assert json.loads((tmp_path / "simulated" / "results.json").read_text())["last"]["simulated"] is True
+
+
+@pytest.mark.parametrize("change", [{"feature_fps": 24}, {"tiou_thresholds": [0.5]}, {"excluded_videos": ["video_09"]}])
+def test_resuming_under_another_profile_is_refused(root, tmp_path, change):
+    import shutil
+
+    copy = tmp_path / "tiny"
+    shutil.copytree(root, copy)
+    out = run(copy, tmp_path / "b")
+    (copy / "dataset.json").write_text(json.dumps({"proposals_root": ".", **change}))
+    with pytest.raises(InputError, match="inputs differ"):
+        main.main(arguments(copy, out, "--resume"))

@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from utils.files import load_checkpoint
 
-from model import SEAL, dropout, load_model, save_model
+from model import SEAL, check_classes, dropout, load_model, save_model
 from utils.errors import InputError
+from utils.files import load_checkpoint
 from utils.scfe import scfe_input
+
+INFO = {
+    "classes": [f"c{i}" for i in range(20)], "losses": ["pc"],
+    "roi_size": 12, "feature_fps": 25.0, "snippet_stride": 16,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +40,11 @@ def test_golden_checkpoint_reproduces_the_authors_forward_pass(golden, released)
 
 def test_a_saved_checkpoint_has_the_released_names_and_shapes_and_carries_its_info(golden, released, tmp_path):
     model, _ = released
-    save_model(tmp_path / "m.pkl", model, {"classes": [f"c{i}" for i in range(20)], "epoch": 3})
+    save_model(tmp_path / "m.pkl", model, {**INFO, "epoch": 3})
     ours, theirs = load_checkpoint(tmp_path / "m.pkl"), load_checkpoint(golden / "checkpoint.pkl")
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
-    again, info = load_model(tmp_path / "m.pkl", [f"c{i}" for i in range(20)])
+    again, info = load_model(tmp_path / "m.pkl")
     assert info["epoch"] == 3
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
 
@@ -47,7 +52,7 @@ def test_a_saved_checkpoint_has_the_released_names_and_shapes_and_carries_its_in
 def test_the_authors_strict_loading_accepts_our_file(released, tmp_path):
     """Their model is made of kernel-1 Conv1d layers and loads with strict=True."""
     model, _ = released
-    save_model(tmp_path / "m.pkl", model, {"classes": []})
+    save_model(tmp_path / "m.pkl", model, INFO)
 
     class Theirs(torch.nn.Module):
         def __init__(self):
@@ -130,14 +135,33 @@ def test_a_checkpoint_of_another_shape_is_refused_in_one_line(golden, tmp_path, 
 
 
 def test_a_checkpoint_of_other_classes_is_refused(golden, released, tmp_path):
+    path = golden / "checkpoint.pkl"
     with pytest.raises(InputError, match="20 classes for data of 3"):
-        load_model(golden / "checkpoint.pkl", ["a", "b", "c"])
+        check_classes(path, *load_model(path), ["a", "b", "c"])
     names = [f"c{i}" for i in range(20)]
-    save_model(tmp_path / "m.pkl", released[0], {"classes": names})
+    save_model(tmp_path / "m.pkl", released[0], INFO)
+    check_classes(path, *load_model(tmp_path / "m.pkl"), names)
     with pytest.raises(InputError, match="other classes"):
-        load_model(tmp_path / "m.pkl", names[::-1])
+        check_classes(path, *load_model(tmp_path / "m.pkl"), names[::-1])
 
 
 def test_rows_of_another_width_are_refused():
     with pytest.raises(ValueError, match="rows must be"):
         SEAL(16, 3)(torch.zeros(2, 47))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"roi_size": 7}, {"classes": ["a"]}, {"losses": "pc"}, {"feature_fps": 0}, {"snippet_stride": None}]
+)
+def test_damaged_info_is_refused(released, tmp_path, wrong):
+    save_model(tmp_path / "m.pkl", released[0], {**INFO, **wrong})
+    with pytest.raises(InputError, match="info is damaged"):
+        load_model(tmp_path / "m.pkl")
+
+
+def test_an_absurd_shape_is_refused_before_memory_is_taken(golden, tmp_path):
+    state = dict(load_checkpoint(golden / "checkpoint.pkl"))
+    state["prop_fused_backbone.prop_fusion.0.weight"] = torch.zeros(2_000_000, 1)
+    torch.save(state, tmp_path / "m.pkl")
+    with pytest.raises(InputError, match="no network of this kind"):
+        load_model(tmp_path / "m.pkl")

@@ -110,7 +110,7 @@ def test_a_bare_checkpoint_takes_its_classes_from_the_dataset_it_is_for(root, tr
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (lambda d: shutil.rmtree(d / "features"), "no features"),
+        (lambda d: shutil.rmtree(d / "features"), "not a folder"),
         (lambda d: (d / "p.json").write_text('{"results": {}}'), "no proposals"),
         (lambda d: (d / "p.json").write_text('{"results": {"video_99": [{"segment": [0, 1]}]}}'), "none of the"),
         (lambda d: (d / "p.json").write_text('{"results": {"video_08": [{"segment": [0, 999]}]}}'), "ends at snippet"),

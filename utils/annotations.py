@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -73,8 +73,8 @@ def read_weak_labels(path: Path, problem: Problem = stop) -> Annotations:
 def read_instances(path: Path, annotations: Annotations, problem: Problem = stop) -> Instances:
     """Read the time stamps, in seconds; ``problem`` as in read_weak_labels. Raises InputError."""
     if path.is_dir():
-        labels = [_names(x) for x in _load(path / "labels.npy")]
-        segments = list(_load(path / "segments.npy"))
+        labels = [_names(x, path / "labels.npy") for x in _column(path / "labels.npy")]
+        segments = _column(path / "segments.npy")
         source: Path = path / "segments.npy"
         for name, found in (("labels.npy", labels), ("segments.npy", segments)):
             if len(found) != len(annotations.videos):
@@ -91,11 +91,13 @@ def read_instances(path: Path, annotations: Annotations, problem: Problem = stop
         pairs, unknown = _pairs(times), [name for name in names if name not in index]
         if pairs is None:
             problem(InputError("segments are not pairs of finite seconds", where, "give [start, end] each"))
-        elif not len(pairs):  # a weak label without time stamps, as in a CSV of three columns
+        elif not len(pairs) and not (names and path.is_dir()):  # a weak label alone, as in a CSV of three columns
             continue
         elif len(pairs) != len(names):
             what = f"{len(pairs)} segments and {len(names)} labels"
             problem(InputError(what, where, "each segment needs one label"))
+        elif (pairs[:, 1] < pairs[:, 0]).any():
+            problem(InputError("a segment that ends before it starts", where, "swap its two times"))
         elif unknown:
             problem(InputError(f"unknown class {unknown[0]!r}", where, "every label must stand in the classlist"))
         else:
@@ -132,40 +134,61 @@ def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _names(values: object) -> List[str]:
-    """A list of class names, whatever its container; a lone string is one name."""
-    if isinstance(values, (bytes, str)):
-        return [_text(values)]
-    return [_text(v) for v in np.asarray(values, dtype=object).ravel()]
+def _column(path: Path) -> List[Any]:
+    """The entries of a .npy file that holds one for each video or class."""
+    found = _load(path)
+    if not found.ndim:
+        raise InputError("one value where a list should be", path, WHERE_FROM)
+    return list(found)
+
+
+def _names(values: object, where: object) -> List[str]:
+    """A list of names, whatever its container; a lone string is one name."""
+    try:
+        names = [values] if isinstance(values, (bytes, str)) else list(np.asarray(values, dtype=object).ravel())
+    except ValueError:  # ragged
+        names = [values]
+    odd = [name for name in names if not isinstance(name, (bytes, str))]
+    if odd:
+        raise InputError(f"{ascii(odd[0])[:80]} is no name", where, WHERE_FROM)
+    return [_text(name) for name in names]
 
 
 def _weak_from_folder(folder: Path, problem: Problem) -> Annotations:
-    videos = _names(_load(folder / "videoname.npy"))
-    duration = folder / "duration.npy"
-    try:
-        duration_s = _load(duration).astype(np.float64).ravel() if duration.is_file() else np.full(len(videos), np.nan)
-        labels = [_names(x) for x in _load(folder / "labels_all.npy")]
-        subset = _names(_load(folder / "subset.npy"))
-        classes = _names(_load(folder / "classlist.npy"))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"not an annotation array: {error}", folder, WHERE_FROM) from None
+    paths = {name: folder / f"{name}.npy" for name in ("videoname", "labels_all", "subset", "classlist", "duration")}
+    videos, subset, classes = (_names(_column(paths[k]), paths[k]) for k in ("videoname", "subset", "classlist"))
+    labels = [_names(x, paths["labels_all"]) for x in _column(paths["labels_all"])]
+    duration_s = np.full(len(videos), np.nan)
+    if paths["duration"].exists():
+        try:
+            found = _load(paths["duration"])
+            duration_s = found.astype(
+                np.float64, casting="unsafe" if found.dtype.kind in "OSU" else "same_kind"
+            ).ravel()
+        except (TypeError, ValueError):
+            raise InputError("not a list of seconds", paths["duration"], "give numbers, or delete the file") from None
     return _checked(folder, classes, videos, subset, duration_s, labels, problem)
 
 
 def _checked(path, classes, videos, subset, duration_s, labels, problem: Problem) -> Annotations:
     """The same checks for every form of annotation."""
+
+    def place(name: str) -> Path:
+        return path / f"{name}.npy" if path.is_dir() else path
+
     for name, found in (("subset", subset), ("labels_all", labels), ("duration", duration_s)):
         if len(found) != len(videos):
-            raise InputError(f"{len(found)} {name} for {len(videos)} videos", path, WHERE_FROM)
-    if not videos or not classes:
-        raise InputError("no video" if not videos else "no class", path, WHERE_FROM)
-    for what, names in (("class", classes), ("video", videos)):
+            raise InputError(f"{len(found)} {name} for {len(videos)} videos", place(name), WHERE_FROM)
+    for what, names, name in (("class", classes, "classlist"), ("video", videos, "videoname")):
+        if not names:
+            raise InputError(f"no {what}", place(name), WHERE_FROM)
         twice = [repr(name) for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise InputError(f"{what} {', '.join(twice[:5])} stands twice", path, f"name each {what} once")
+            raise InputError(f"{what} {', '.join(twice[:5])} stands twice", place(name), f"name each {what} once")
     index = {name: i for i, name in enumerate(classes)}
     for video, name in ((v, n) for v, names in zip(videos, labels) for n in names if n not in index):
-        problem(InputError(f"unknown class {name!r}", f"{path}, {video}", "every label must stand in the classlist"))
+        where = f"{place('labels_all')}, {video}"
+        problem(InputError(f"unknown class {name!r}", where, "every label must stand in the classlist"))
     weak = tuple(tuple(dict.fromkeys(index[n] for n in names if n in index)) for names in labels)
     return Annotations(tuple(classes), tuple(videos), tuple(subset), duration_s, weak)
 

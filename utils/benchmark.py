@@ -29,7 +29,7 @@ from eval.inference import score
 from eval.postprocess import candidates, detect
 from main import adam, train_step
 from model import SEAL
-from options import parse
+from options import Parser, parse
 from utils.cache import cached_rows
 from utils.errors import run_command
 from utils.files import write_json
@@ -332,7 +332,7 @@ def evaluation_parts(model: SEAL, test: Split) -> List[Tuple[str, str, str]]:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """The command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m utils.benchmark", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m utils.benchmark", description=__doc__.split("\n\n")[0])
     parser.add_argument("--compare", choices=("padded",), help="also run the padded reference, and print the ratio")
     parser.add_argument(
         "--proposals_root", help="folder of Proposals_Thumos14reduced_{train,test}.json; default: drawn"

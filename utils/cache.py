@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.files import file_hash, load_array, write_json
+from utils.errors import InputError
+from utils.files import file_hash, load_array, save_array, write_json
+from utils.report import log
 from utils.scfe import scfe_input
 
 VERSION = 1  # of the rows: raise it when scfe_input or the layout below changes
@@ -90,10 +93,17 @@ class Rows:
         return self
 
     def open(self, folder: Path) -> Rows:
-        """Serve rows from a finished cache by memory map, opened anew before its pages fill the memory."""
+        """Serve rows from a finished cache by memory map, opened anew before its pages fill the memory.
+
+        Raises InputError for a cache that is damaged.
+        """
         self.num_snippets = load_array(folder / "num_snippets.npy")
         self.video_mean = load_array(folder / "video_mean.npy")
-        self.width = 3 * self.video_mean.shape[1]
+        self.width = 3 * self.video_mean.shape[-1]
+        shapes = (self.num_snippets.shape, self.video_mean.shape, _map(folder / "rows.npy").shape)
+        videos = len(self.unique)
+        if shapes != ((videos,), (videos, self.width // 3), (self.start[-1], self.width)):
+            raise InputError(f"a cache of other shapes: {shapes}", folder, "delete it")
         mapped, touched = _map(folder / "rows.npy"), 0
 
         def read(i: int) -> Tensor:
@@ -123,10 +133,19 @@ class Rows:
                         header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
                         np.lib.format.write_array_header_2_0(file, header)
                     block = scfe_input(torch.from_numpy(features), self.unique[i], self.roi_size)
-                    file.write(block.numpy().astype(dtype, copy=False).data)
-            np.save(scratch / "num_snippets.npy", self.num_snippets)
-            np.save(scratch / "video_mean.npy", self.video_mean)
+                    with np.errstate(over="ignore"):
+                        stored = block.numpy().astype(dtype, copy=False)
+                    if not np.isfinite(stored).all():
+                        raise InputError(f"features too large for {dtype}", video, "use --cache_dtype float32")
+                    file.write(stored.data)
+                file.flush()
+                os.fsync(file.fileno())  # a loss of power must not leave a finished cache with rows of zeros
+            save_array(scratch / "num_snippets.npy", self.num_snippets)
+            save_array(scratch / "video_mean.npy", self.video_mean)
             scratch.replace(folder)
+        except OSError as error:
+            error.filename = error.filename or str(folder)
+            raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -145,6 +164,8 @@ class Rows:
 def _map(path: Path) -> np.memmap:
     """A checked .npy file by memory map, copy-on-write: torch wants memory it could write to."""
     found = load_array(path, mmap=True)
+    if not isinstance(found, np.memmap) or found.dtype.kind != "f":
+        raise InputError(f"rows of type {found.dtype}", path, "delete the cache")
     return np.memmap(path, found.dtype, "c", found.offset, found.shape)
 
 
@@ -158,7 +179,7 @@ def cached_rows(
     roi_size: int = 12,
     dtype: str = "float32",
 ) -> Tuple[Rows, Path]:
-    """The rows of these videos from the cache, which is built first if it is not there.
+    """The rows of these videos from the cache, which is built first if it is not there or damaged.
 
     proposals: V arrays [M, 2] in snippets. load: video name -> float32 [T, 2D]. signature: hash of the content behind
     ``load``. Two runs that start at once wait for one another. Returns the rows and the cache's folder.
@@ -170,9 +191,15 @@ def cached_rows(
     rows = Rows(proposals, roi_size)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with locked(cache_dir / f"{folder.name}.lock"):
-        if not folder.is_dir():
-            rows.build(folder, videos, load, dtype, name)
-    return rows.open(folder), folder
+        if folder.is_dir():
+            try:
+                return rows.open(folder), folder
+            except InputError as damage:
+                log(f"the cache is damaged, building it anew: {damage}")
+                shutil.rmtree(folder)
+                rows = Rows(proposals, roi_size)  # nothing of what was read stays
+        rows.build(folder, videos, load, dtype, name)
+        return rows.open(folder), folder
 
 
 @contextmanager

@@ -127,10 +127,11 @@ def check_rate(
             what = f"{many(len(worst), 'video')} off by more than 2 snippets or 5 %"
             findings.add("note", "features", f"{what}: {some(names, 3)}")
         return
-    values = [("feature_fps", profile.feature_fps / factor), ("snippet_stride", profile.snippet_stride * factor)]
-    whole = [(field, round(v)) for field, v in values if v > 0.9 and abs(v - round(v)) < 0.02 * v]
     if still_off.mean() <= 0.1:
-        todo = " or ".join(f'"{field}": {value:.4g}' for field, value in whole or values) + " in dataset.json would fit"
+        exact = float(expected[~still_off].sum() / frames[~still_off].sum())  # long videos tell it best
+        values = {"feature_fps": profile.feature_fps / exact, "snippet_stride": profile.snippet_stride * exact}
+        near = {field: round(v) if abs(v - round(v)) < 0.005 * v else v for field, v in values.items()}
+        todo = " or ".join(f'"{field}": {value:.4g}' for field, value in near.items()) + " in dataset.json would fit"
     elif len(set(length.values())) == 1:
         todo = "features rescaled to one length have no stride: extract them at one"
     else:
@@ -173,7 +174,7 @@ def check_proposals(
     effect = "not trained on" if role == "train" else "nothing is detected in them"
     for names, what, then in (
         (without, "without a proposal", effect),
-        (counts.unknown, "that are not annotated", "passed over"),
+        (counts.unknown, "not annotated", "passed over"),
         (others, "of another subset", "passed over"),
     ):
         if names:

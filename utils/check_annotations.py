@@ -116,7 +116,6 @@ def _check_instances(findings: Findings, annotations: Annotations, instances: In
     beyond = f"with the end beyond the video, by up to {over_s.max(initial=0):.2f} s"
     worst_first = np.argsort(-over_s, kind="stable")
     kinds = (
-        ("error", end_s < start_s, "with the end before the start", " - swap the two times"),
         ("error", start_s < 0, "with a start below 0", " - times are seconds from its start"),
         ("note", end_s == start_s, "with no length, which no detection can match", ""),
         ("note", over_s > EDGE_S, beyond, ""),

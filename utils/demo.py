@@ -9,7 +9,6 @@ write the layout of THUMOS14, so that what runs on them runs on real data. As a 
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from options import Parser
 from utils.annotations import Annotations, Instances, read_ambiguous, read_instances, read_weak_labels
 from utils.errors import InputError, run_command
 from utils.files import child, write_json, write_text
@@ -224,7 +224,13 @@ def write_features(folder: Path, plan: Plan, width: int, dtype: str, progress: b
 
     world = make_world(plan.seed, len(plan.annotations.classes), width)
     folder.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(_walk(plan), "simulating features", len(plan.annotations.videos), unit="video", disable=not progress)
+    bar = tqdm(
+        _walk(plan),
+        "simulating features",
+        len(plan.annotations.videos),
+        unit="video",
+        disable=None if progress else True,
+    )
     for video, _, length, _, events in bar:
         features = make_features(generator(plan.seed, video, "features"), length, events, world)
         np.save(child(folder, video, ".npy"), features.astype(dtype))
@@ -273,9 +279,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Simulated two-stream features: for trying the program, not for results."
-    )
+    parser = Parser(description="Simulated two-stream features: for trying the program, not for results.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into; it is made if need be")
     parser.add_argument(
         "--annotations", type=Path, help="simulate features for these; default: invent the Demo data set"

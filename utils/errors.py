@@ -5,7 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import suppress
 from typing import Callable, Optional
+
+
+def printable(text: str) -> str:
+    """Text of a file as it may be shown: what a terminal would obey or could not print is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class InputError(Exception):
@@ -13,7 +19,7 @@ class InputError(Exception):
 
     def __init__(self, what: str, where: object = None, todo: Optional[str] = None):
         line = what + (f" ({where})" if where is not None else "") + (f" - {todo}" if todo else "")
-        super().__init__(" ".join(line.split()))
+        super().__init__(printable(" ".join(line.split())))
         self.what, self.where, self.todo = what, where, todo
 
 
@@ -41,16 +47,24 @@ def run_command(main: Callable[[], Optional[int]]) -> None:
     A closed pipe (``… | head``) ends quietly; Ctrl-C ends with status 130. Any other exception is a defect of
     the program and keeps its traceback.
     """
+    status, line = 2, None
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the end
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = f"error: {error}"
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        status = 0
     except OSError as error:
-        print(f"error: {os_error_line(error)}", file=sys.stderr)
+        status, line = 2, f"error: {os_error_line(error)}"
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(2)
+        status, line = 130, "interrupted"
+    if line:
+        with suppress(BrokenPipeError):
+            print(line, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at the end, and say so
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)

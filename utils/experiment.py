@@ -8,7 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Dict, Iterator, Mapping, Optional
 
@@ -29,18 +29,25 @@ def experiment(folder: Optional[str], default: str, resume: bool, group: Group) 
     run is refused unless ``resume``, as is one that another run holds. Raises InputError.
     """
     path = group.tell(Path(folder) if folder else _free(Path("output") / default))
-    if not group.first:
+    with ExitStack() as stack:
+        problem = None
+        if group.first:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(path / ".lock", wait=False))
+                if not resume and (path / "options.json").exists():
+                    problem = InputError("this folder holds a run already", path, "add --resume or another --exp_dir")
+                else:
+                    for part in (path, path / "ckpt", path / "logs"):
+                        sweep(part)
+            except BlockingIOError:
+                problem = InputError("another run is writing here", path, "wait for it, or name another --exp_dir")
+            except OSError as error:
+                problem = error
+        problem = group.tell(problem)  # a refusal is everyone's, or the others would wait for ever
+        if problem is not None:
+            raise problem
         yield path
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(path / ".lock", wait=False):
-            if not resume and (path / "options.json").exists():
-                raise InputError("this folder holds a run already", path, "add --resume, or name another --exp_dir")
-            sweep(path)
-            yield path
-    except BlockingIOError:
-        raise InputError("another run is writing here", path, "wait for it, or name another --exp_dir") from None
 
 
 def _free(path: Path) -> Path:

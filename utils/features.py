@@ -79,12 +79,13 @@ class Features:
         return tuple(found)
 
     def signature(self, videos: Sequence[str], hash_file: Callable[[Path], str]) -> str:
-        """Hash of the content of the files behind these videos."""
+        """Hash of the content of the files behind these videos, and of how it is told which part is whose."""
         if not self._files:
             paths = [self.sources[0]]
         else:
             paths = [files[name] for v in videos for files in self._files for name in [_name(files, v)] if name]
         digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((self._stated_size, [self._row.get(v) for v in videos])).encode())
         for path in paths:
             digest.update(hash_file(path).encode())
         return digest.hexdigest()
@@ -163,6 +164,9 @@ class Features:
                 todo = "give the width of the concatenated features, or leave out --feature_size"
                 raise InputError(f"features are {sorted(shapes)[0]}, not of width {width}", self.sources[0], todo)
             return feature_size, with_row > with_column
+        if with_row == with_column == len(shapes):
+            what = f"[T, 2D] and [2D, T] cannot be told apart: every file is {row} x {column}"
+            raise InputError(what, self.sources[0], "state --feature_size")
         if 2 * with_column > len(shapes) and with_column >= with_row:
             return column * parts, False
         if 2 * with_row > len(shapes):

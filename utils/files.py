@@ -20,6 +20,7 @@ import zipfile
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO, Dict, Iterator, Optional, Union
 
 import numpy as np
@@ -72,9 +73,9 @@ def load_json(path: PathLike, *, max_bytes: int = 1 << 29, todo: Optional[str] =
     a key given twice, NaN and infinite numbers, nesting deeper than 64. Standard: RFC 8259.
     """
     with _open(path, todo) as handle, _reading("not a JSON file that can be read", path):
-        raw = handle.read(max_bytes + 1)
-    if len(raw) > max_bytes:
-        raise InputError(f"a JSON file of more than {max_bytes} bytes", path, "split it")
+        if os.fstat(handle.fileno()).st_size > max_bytes:
+            raise Refused(f"a JSON file of more than {max_bytes} bytes", "split it")
+        raw = handle.read()
     _check_nesting(raw, path)
 
     def refuse(literal: str) -> None:
@@ -121,7 +122,12 @@ def load_checkpoint(path: PathLike, *, todo: Optional[str] = None) -> Dict[str, 
         handle.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = torch.load(handle, map_location="cpu", weights_only=True)
+            try:
+                value = torch.load(handle, map_location="cpu", weights_only=True)
+            except Exception as error:  # not quoted: torch advises to load such files with weights_only=False
+                if isinstance(error, OSError) and error.errno:
+                    raise
+                raise Refused(f"a checkpoint that torch {torch.__version__} cannot read") from error
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise Refused("a checkpoint that is no dict of named tensors", "save the state_dict with torch.save")
     return value
@@ -160,7 +166,7 @@ def _reading(what: str, where: object) -> Iterator[None]:
     except InputError:
         raise
     except Refused as error:
-        raise InputError(str(error), where, error.todo) from None
+        raise InputError(str(error), where, error.todo) from error.__cause__
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # those two are seeks to nowhere, not failures of the disk
             raise
@@ -222,8 +228,8 @@ def atomic(path: PathLike) -> Iterator[Path]:
         yield scratch
         _sync(scratch)
         os.replace(scratch, path)
-        if os.name == "posix":
-            _sync(path.parent)  # the new name, too, must survive a loss of power
+        with contextlib.suppress(OSError):  # not every file system can
+            _sync(path.parent)  # the new name, too, should survive a loss of power
     except BaseException as error:
         with contextlib.suppress(OSError):
             scratch.unlink()
@@ -265,11 +271,15 @@ def write_json(path: PathLike, value: Any, *, indent: Optional[int] = None) -> N
 def save_array(path: PathLike, array: np.ndarray, *, objects: bool = False) -> None:
     """Write a .npy file, whole or not at all; object arrays only with ``objects``."""
     with atomic(path) as scratch, open(scratch, "wb") as handle:
-        np.save(handle, array, allow_pickle=objects)
+        # given a file itself, numpy would write past Python, and say nothing of a full disk but a number of items
+        np.save(SimpleNamespace(write=handle.write), array, allow_pickle=objects)
 
 
 def save_checkpoint(path: PathLike, value: Dict[str, Any]) -> None:
-    """torch.save, whole or not at all; the same value gives the same bytes under any name."""
+    """torch.save, whole or not at all; the same value gives the same bytes under any name.
+
+    ``value``: a dict of tensors, containers, numbers and text. Bytes and numpy values would not load again.
+    """
     import torch
 
     buffer = BytesIO()  # torch would write the temporary name into the file, and fail on a full disk without OSError

@@ -134,9 +134,10 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
     _CALLS[f"{_core}.numeric _frombuffer"] = _from_buffer
 ARRAYS = Rules(_CALLS, _build_array, "do not trust this file; get it as plain arrays")
 
+_LENGTH = r" *(?:0|[1-9][0-9]{0,39})L?"  # Python 2 wrote an L
 _HEADER = re.compile(
     r"\{ *(?:(?:'descr' *: *(?P<descr>'[^']*'|\[[^\n]*?\])|'fortran_order' *: *(?P<fortran>True|False)"
-    r"|'shape' *: *\((?P<shape>(?: *[0-9]{1,40}L? *,)*(?: *[0-9]{1,40}L?)?) *\)) *(?:, *)?){3}\}"
+    rf"|'shape' *: *\((?P<shape>(?:(?:{_LENGTH} *,)+(?:{_LENGTH})?)?) *\))(?: *, *(?=')|(?: *,)? *(?=\}}))){{3}}\}}"
 )
 
 

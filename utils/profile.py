@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.annotations import WHERE_FROM, Annotations, read_ambiguous, read_instances, read_weak_labels
 from utils.errors import InputError
-from utils.files import load_json
+from utils.files import content_hash, load_json
 
 THUMOS_TIOU = tuple(np.linspace(0.1, 0.7, 7).round(2).tolist())
 ACTIVITYNET_TIOU = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
@@ -69,8 +69,8 @@ def load_profile(name: str, root: Path) -> Profile:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     if isinstance(values.get("features"), str):
         values["features"] = (values["features"],)
-    if values.get("proposals_root") is not None:
-        values["proposals_root"] = str(root / str(values["proposals_root"]))
+    if isinstance(values.get("proposals_root"), str):
+        values["proposals_root"] = str(root / values["proposals_root"])
     profile = dataclasses.replace(PROFILES.get(name, Profile()), **values)
     _check_profile(profile, path)
     return profile
@@ -86,15 +86,16 @@ def _check_profile(profile: Profile, path: Path) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         require(number and 0 < value < 1e6, field, "a positive number")
     tiou = profile.tiou_thresholds
-    good = isinstance(tiou, tuple) and len(tiou) > 0 and all(isinstance(t, (int, float)) and 0 < t <= 1 for t in tiou)
-    require(good, "tiou_thresholds", "a list of numbers in (0, 1]")
+    good = isinstance(tiou, tuple) and len(tiou) > 0 and all(type(t) in (int, float) and 0 < t <= 1 for t in tiou)
+    require(good and list(tiou) == sorted(set(tiou)), "tiou_thresholds", "a list of rising numbers in (0, 1]")
     for field in ("train_subset", "test_subset"):
         require(isinstance(getattr(profile, field), str), field, "a string")
     for field in ("annotations", "proposals_root"):
         require(isinstance(getattr(profile, field), (str, type(None))), field, "a path")
     require(isinstance(profile.round_ground_truth, bool), "round_ground_truth", "true or false")
     for field, most in (("excluded_videos", None), ("features", 2)):
-        value = getattr(profile, field) or ()
+        value = getattr(profile, field)
+        value = () if value is None and field == "features" else value
         good = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
         require(
             good and (most is None or len(value) <= most), field, "a list of strings" + (", RGB and flow" * bool(most))
@@ -134,6 +135,12 @@ class GroundTruth:
     label: np.ndarray  # int64 [G], index into classes
     ambiguous_s: Dict[str, np.ndarray]  # video -> float64 [K, 2]
 
+    def hash(self) -> str:
+        """Hash of everything in it."""
+        ambiguous = [x for pair in sorted(self.ambiguous_s.items()) for x in pair]
+        names = ("\0".join(self.classes), "\0".join(self.videos))
+        return content_hash(*names, self.video, self.segment_s, self.label, *ambiguous)
+
     def keep(self, videos: Sequence[str]) -> GroundTruth:
         """The ground truth of some of the videos, in the order given; names it does not know are passed over."""
         old = {v: i for i, v in enumerate(self.videos)}
@@ -155,6 +162,10 @@ def load_ground_truth(name: str, root: Path, profile: Profile, subset: str) -> G
     path = annotations_path(name, root, profile)
     annotations = read_weak_labels(path)
     instances = read_instances(path, annotations)
+    early = np.flatnonzero(instances.segment_s[:, 0] < 0)
+    if len(early):
+        where = f"{path}, {annotations.videos[instances.video[early[0]]]}"
+        raise InputError("an instance that starts before its video", where, "times are seconds from its start")
     videos = [annotations.videos[i] for i in annotations.of(subset)]
     if not videos:
         raise InputError(f"no video in subset {subset!r}", path, f"subsets are {sorted(set(annotations.subset))}")

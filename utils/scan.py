@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from math import prod
 from typing import Any, BinaryIO, Dict, List, Tuple
 
-from utils.unpickle import DICTS, Asked, Judged, Machine, Refused, Rules, Window, encode_bytes, load_pickle, shown
+from utils.unpickle import DICTS, Asked, Judged, Machine, Refused, Rules, Window, load_pickle, shown
 
 MAX_RATIO = 100  # an archive may unpack to this many times its own size ...
 SLACK = 1 << 24  # ... plus 16 MiB; masks of zeros shrink a lot, features hardly
@@ -83,7 +83,7 @@ _CALLS = {
     "torch._utils _rebuild_parameter": _parameter,
     "collections OrderedDict": lambda machine: OrderedDict(),
     "torch Size": _size,
-    "_codecs encode": encode_bytes,
+    # nothing for bytes: torch 2.3 does not load them
     **{name.replace(".", " "): None for name in _ITEMSIZE},
 }
 CHECKPOINT = Rules(_CALLS, _build_state_dict, "do not trust this file; get its state_dict alone")
