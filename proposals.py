@@ -67,7 +67,7 @@ def load_proposals(
     is clipped or, where nothing is left, dropped. ``problem`` may do something else with that error: then the video's
     other proposals are read on.
     """
-    document = load_json(path, todo=WHERE_FROM)
+    document = load_json(path, todo=WHERE_FROM, allow_nan=True)
     results = document.get("results") if isinstance(document, dict) else None
     if not isinstance(results, dict):
         raise InputError("no 'results' of videos", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
@@ -76,7 +76,7 @@ def load_proposals(
     for video, entries in results.items():
         if video not in length_s:
             continue
-        segment_s, index = _segments(entries, f"{path}, {video}", problem)
+        segment_s, index = _segments(entries, f"{path}, {video}", fix, counts, problem)
         end_s = length_s[video] if np.isfinite(length_s[video]) else np.inf
         slack_s = SLACK * snippet_s
         segment_s = _checked(segment_s, index, end_s, slack_s, f"{path}, {video}", fix, counts, problem)
@@ -85,7 +85,7 @@ def load_proposals(
     return found, counts
 
 
-def _segments(entries: object, where: str, problem: Callable[[InputError], None]) -> Tuple[np.ndarray, np.ndarray]:
+def _segments(entries: object, where: str, fix: bool, counts: Counts, problem) -> Tuple[np.ndarray, np.ndarray]:
     """float64 [M, 2] seconds of the entries that are pairs of numbers, and the index of each in the list."""
     form = 'each is {"segment": [start_s, end_s]}'
     if not isinstance(entries, list):
@@ -93,10 +93,13 @@ def _segments(entries: object, where: str, problem: Callable[[InputError], None]
         entries = []
     pairs = [entry.get("segment") if isinstance(entry, dict) else None for entry in entries]
     good = [isinstance(p, list) and len(p) == 2 and all(type(x) in (int, float) for x in p) for p in pairs]
-    if not all(good):
+    if fix:
+        counts.dropped += good.count(False)
+    elif not all(good):
         problem(InputError("not a proposal", _indices(where, np.flatnonzero(~np.asarray(good))), form))
     kept = np.flatnonzero(good)
-    return np.asarray([pairs[i] for i in kept], dtype=np.float64).reshape(-1, 2), kept
+    seconds = [[min(max(x, -1e18), 1e18) if x == x else x for x in pairs[i]] for i in kept]  # int may outgrow float64
+    return np.asarray(seconds, dtype=np.float64).reshape(-1, 2), kept
 
 
 def _indices(where: str, bad: np.ndarray) -> str:
@@ -104,7 +107,7 @@ def _indices(where: str, bad: np.ndarray) -> str:
 
 
 def _checked(segment_s, index, end_s: float, slack_s: float, where: str, fix: bool, counts: Counts, problem):
-    finite = np.isfinite(segment_s).all(axis=1)
+    finite = (np.abs(segment_s) < 1e18).all(axis=1)
     start, end = segment_s[:, 0], segment_s[:, 1]
     with np.errstate(invalid="ignore"):
         inside = finite & (start >= 0) & (end > start) & (end <= end_s + slack_s)

@@ -13,6 +13,7 @@ from eval.detection import evaluate_detections, in_protocol
 from eval.detections import Detections
 from eval.postprocess import candidates, detect
 from model import SEAL
+from utils.errors import InputError
 from utils.parallel import Group
 from utils.plots import figure_to_array, timeline
 from utils.profile import GroundTruth, Profile
@@ -82,6 +83,9 @@ def find(
     video_scores = np.zeros((len(split.videos), len(classes)))
     found = []
     for v, s_base, attention, s_pc in score(model, split, videos):
+        if not all(np.isfinite(x).all() for x in (s_base, attention, s_pc)):
+            todo = "weights or features are too large: use another checkpoint, or lower --lr"
+            raise InputError("scores that are not finite", f"video {split.videos[v]}", todo)
         pc = s_pc if use_pc else None
         scored, video_scores[v] = candidates(s_base, attention, pc, split.proposals[v], threshold_cls)
         found.append((v, scored))

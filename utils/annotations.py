@@ -14,6 +14,7 @@ import csv
 import math
 from collections import Counter
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -134,6 +135,13 @@ def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
+def _label(value: object) -> str:
+    """A name in JSON, which may be a number; TypeError for anything else."""
+    if type(value) not in (str, int):
+        raise TypeError("not a name")
+    return str(value)
+
+
 def _column(path: Path) -> List[Any]:
     """The entries of a .npy file that holds one for each video or class."""
     found = _load(path)
@@ -220,12 +228,13 @@ def _entries_from_json(path: Path, problem: Problem) -> Tuple[Dict[str, dict], O
     for video, entry in database.items():
         try:
             segments = [a.get("segment") for a in entry.get("annotations", [])]
-            labels = [str(a["label"]) for a in entry.get("annotations", [])]
+            labels = [_label(a["label"]) for a in entry.get("annotations", [])]
             found = [(name, None if s is None else list(s)) for name, s in zip(labels, segments)]
             duration = float(entry.get("duration", math.nan))
-            entries[video] = {"subset": str(entry["subset"]), "duration": duration, "annotations": found}
+            entries[video] = {"subset": _label(entry["subset"]), "duration": duration, "annotations": found}
             if "weak_labels" in entry:
-                entries[video]["weak_labels"] = [str(name) for name in list(entry["weak_labels"])]
+                weak = entry["weak_labels"]
+                entries[video]["weak_labels"] = [_label(name) for name in ([weak] if isinstance(weak, str) else weak)]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             todo = 'expected {"subset", "duration", "annotations": [{"segment": [s, e], "label"}]}'
             problem(InputError("not an ActivityNet entry", f"{path}, {video}", todo))
@@ -235,9 +244,12 @@ def _entries_from_json(path: Path, problem: Problem) -> Tuple[Dict[str, dict], O
 def _entries_from_csv(path: Path, problem: Problem) -> Tuple[Dict[str, dict], Optional[List[str]]]:
     todo = "expected the columns video,subset,label[,start,end[,duration]] (seconds), README 'Own data'"
     entries: Dict[str, dict] = {}
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            reader = csv.DictReader(file, strict=True)
+            text = file.read()
+            if text and text[-1] not in "\r\n":  # half a number would be another number
+                raise InputError("the last line does not end", path, "add an end of line, if nothing is cut off")
+            reader = csv.DictReader(StringIO(text, newline=""), strict=True)
             if not {"video", "subset", "label"} <= set(reader.fieldnames or ()):
                 raise InputError("columns are missing", path, todo)
             for row in reader:
@@ -245,6 +257,8 @@ def _entries_from_csv(path: Path, problem: Problem) -> Tuple[Dict[str, dict], Op
                     _add_row(entries, row)
                 except ValueError as error:
                     problem(InputError(str(error), f"{path}, line {reader.line_num}", todo))
+        except UnicodeDecodeError as error:
+            raise InputError(f"not UTF-8: {error.reason}", path, "save it as UTF-8") from None
         except csv.Error as error:
             raise InputError(f"not a CSV of annotations: {error}", path, todo) from None
     for video, entry in entries.items():
@@ -263,7 +277,9 @@ def _add_row(entries: Dict[str, dict], row: dict) -> None:
     entry = entries.setdefault(row["video"], {"subset": row["subset"], "duration": math.nan, "annotations": []})
     if entry["subset"] != row["subset"]:
         raise ValueError(f"{row['video']!r} stands in two subsets")
-    if times[2] is not None:
+    if times[2] is not None and not math.isnan(times[2]):
+        if not math.isnan(entry["duration"]) and entry["duration"] != times[2]:
+            raise ValueError(f"{row['video']!r} has two durations")
         entry["duration"] = times[2]
     if row["label"]:
         entry["annotations"].append((row["label"], None if times[0] is None else times[:2]))

@@ -66,11 +66,12 @@ def load_npz(path: PathLike, *, todo: Optional[str] = None) -> Dict[str, np.ndar
     return arrays
 
 
-def load_json(path: PathLike, *, max_bytes: int = 1 << 29, todo: Optional[str] = None) -> Any:
+def load_json(path: PathLike, *, max_bytes: int = 1 << 29, todo: Optional[str] = None, allow_nan: bool = False) -> Any:
     """The value of a JSON file in UTF-8, read strictly.
 
     InputError, with the line and column or the key, for: more than ``max_bytes``, other encodings, text cut short,
-    a key given twice, NaN and infinite numbers, nesting deeper than 64. Standard: RFC 8259.
+    a key given twice, NaN and infinite numbers (unless ``allow_nan``: then the caller names what holds them), nesting
+    deeper than 64. Standard: RFC 8259.
     """
     with _open(path, todo) as handle, _reading("not a JSON file that can be read", path):
         if os.fstat(handle.fileno()).st_size > max_bytes:
@@ -84,7 +85,13 @@ def load_json(path: PathLike, *, max_bytes: int = 1 << 29, todo: Optional[str] =
 
     def number(literal: str) -> Union[int, float]:
         value = float(literal)
-        return refuse(literal) if math.isinf(value) else value if re.search("[.eE]", literal) else int(literal)
+        return (
+            refuse(literal)
+            if math.isinf(value) and not allow_nan
+            else value
+            if re.search("[.eE]", literal)
+            else int(literal)
+        )
 
     def unique(pairs: list) -> dict:
         found = dict(pairs)
@@ -96,7 +103,7 @@ def load_json(path: PathLike, *, max_bytes: int = 1 << 29, todo: Optional[str] =
     try:
         text = raw.decode("utf-8-sig")
         numbers = {"parse_float": number, "parse_int": number} if _may_overflow(raw) else {}
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, **numbers)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=float if allow_nan else refuse, **numbers)
         if re.search(rb"\\u[dD][89a-fA-F]", raw):  # half a surrogate pair can be neither printed nor written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
