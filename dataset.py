@@ -160,10 +160,8 @@ def load_split(source: Source, split: str, log: Callable[[str], None] = print) -
     off = np.abs(found.rows.num_snippets - expected) > np.maximum(2, 0.05 * expected)  # never where it is unknown
     if off.any():
         names = some([videos[i] for i in np.flatnonzero(off)])
-        todo = "python dataset.py check says more"
-        log(
-            f"{int(off.sum())} of {len(videos)} {split} videos have features of another length than their duration: {names}; {todo}"
-        )
+        what = f"{int(off.sum())} of {len(videos)} {split} videos have features of another length than their duration"
+        log(f"{what} (python dataset.py check says more): {names}")
     return found
 
 
