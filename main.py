@@ -37,6 +37,9 @@ from utils.seeds import torch_stream
 
 # options that cannot change a result: a run may be resumed with others
 FREE = {"exp_dir", "resume", "cache_dir", "no_cache", "save_seconds", "pretrained_ckpt", "seeds"}
+# what last_state.pt holds
+STATE = {k: dict for k in ("model", "optimizer", "options", "inputs")}
+STATE.update(epoch=int, step=int, records=list, term_names=list, history=list)
 FIGURE_VIDEOS = 3
 
 
@@ -185,18 +188,25 @@ class Run:
             log(f"{path} is not there yet: starting from the first epoch")
             return False
         state = load_checkpoint(path)
-        if not {"model", "optimizer", "options", "inputs", "history", "epoch", "step"} <= set(state):
-            raise InputError("not the state of a run", path, "name the --exp_dir of a run of this program")
+        foreign = InputError("not the state of a run", path, "restore the file, or delete it to start this run again")
+        if not all(isinstance(state.get(key), kind) for key, kind in STATE.items()):
+            raise foreign
         for what, new in (("options", self.options), ("inputs", self.inputs)):
             old = state[what]
             differ = [k for k in sorted({*old, *new}) if k not in FREE and old.get(k) != new.get(k)]
             if differ:
                 texts = ", ".join(f"{k} was {old.get(k)} and is {new.get(k)}" for k in differ)
                 raise InputError(f"{what} differ: {texts}", path, "resume with the same, or name another --exp_dir")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-        self.records, self.term_names = [r.to(self.group.device) for r in state["records"]], state["term_names"]
+        epoch, step = state["epoch"], state["step"]
+        if not (1 <= epoch <= self.args.max_epoch + 1 and step == len(state["records"]) < len(self.batches())):
+            raise foreign
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.records = [r.to(self.group.device) for r in state["records"]]
+            self.epoch, self.step, self.term_names, self.history = epoch, step, state["term_names"], state["history"]
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # whatever torch makes of a foreign one
+            raise foreign from None
         return True
 
     # ---- evaluation

@@ -210,8 +210,8 @@ def count_events(argv: list, log: Path) -> int:
 # ---- chains of attempts
 
 
-def survive(kills: int, seed: int, folder: Path) -> dict:
-    """Make so many kills; AssertionError at the first thing that is torn or differs."""
+def survive(kills: int, seed: int, folder: Path, more: list) -> dict:
+    """Make so many kills of runs with ``more`` options; AssertionError at the first thing that is torn or differs."""
     torch.set_num_threads(1)
     inference.timeline = lambda *what: None  # to draw would take most of the time
     inference.figure_to_array = lambda figure: np.zeros((2, 2, 3), np.uint8)
@@ -219,15 +219,17 @@ def survive(kills: int, seed: int, folder: Path) -> dict:
     tqdm.set_lock(threading.RLock())  # its own lock is shared between processes: a killed child would keep it
     root = tiny.write(folder / "tiny", videos=12)
     log = folder / "child.log"
-    status = main.main(arguments(root, folder / "calm" / "run", 0))  # in this process: children find all imported
+    status = main.main(
+        arguments(root, folder / "calm" / "run", 0, *more)
+    )  # in this process: children find all imported
     assert status == 0
     expected = left_by(folder / "calm" / "run")
     gc.freeze()  # children share what is there
     began = time.monotonic()
-    assert attempt(arguments(root, folder / "again" / "run", 60), log) == 0, log.read_text()
+    assert attempt(arguments(root, folder / "again" / "run", 60, *more), log) == 0, log.read_text()
     run_s = time.monotonic() - began
     assert not (found := differences(left_by(folder / "again" / "run"), expected)), found
-    total = count_events(arguments(root, folder / "counted" / "run", 0), log)
+    total = count_events(arguments(root, folder / "counted" / "run", 0, *more), log)
 
     done: Counter = Counter()
     chain = 0
@@ -236,7 +238,7 @@ def survive(kills: int, seed: int, folder: Path) -> dict:
         place = folder / f"chain-{chain}"
         exp_dir = place / "run"
         for _ in range(int(random.integers(2, 12))):
-            argv = arguments(root, exp_dir, float(random.choice([0, 0, 0.05, 60])), "--resume")
+            argv = arguments(root, exp_dir, float(random.choice([0, 0, 0.05, 60])), "--resume", *more)
             how = random.choice(["moment", "event", "inside", "inside", "stop"])
             had_state = (exp_dir / "ckpt" / "last_state.pt").exists()
             if how in ("moment", "stop"):
@@ -256,10 +258,12 @@ def survive(kills: int, seed: int, folder: Path) -> dict:
             else:
                 done["finished before the kill"] += 1
                 break
-        for more in range(1 + int(random.random() < 0.3)):  # a finished run that is resumed stays as it is
-            assert attempt(arguments(root, exp_dir, 60, "--resume"), log) == 0, f"chain {chain}: {log.read_text()}"
+        for again in range(1 + int(random.random() < 0.3)):  # a finished run that is resumed stays as it is
+            assert attempt(arguments(root, exp_dir, 60, "--resume", *more), log) == 0, (
+                f"chain {chain}: {log.read_text()}"
+            )
             found = differences(left_by(exp_dir), expected)
-            assert not found, f"chain {chain}, resumed {more + 1} times at the end: {found}, see {exp_dir}"
+            assert not found, f"chain {chain}, resumed {again + 1} times at the end: {found}, see {exp_dir}"
         shutil.rmtree(place)
         chain += 1
     done["chains"] = chain
@@ -271,11 +275,11 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()  # what it does not know are options of the training
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # fsync costs nothing there
     where = options.folder or Path(tempfile.mkdtemp(dir=memory))
     began_s = time.monotonic()
-    counts = survive(options.kills, options.seed, where)
+    counts = survive(options.kills, options.seed, where, more)
     print(json.dumps({**counts, "seconds": round(time.monotonic() - began_s, 1)}))
     if options.folder is None:
         shutil.rmtree(where)

@@ -23,7 +23,13 @@ def test_every_mutation_loads_or_is_refused():
         assert outcomes[name, "loaded"] and outcomes[name, "refused"], name
 
 
-@pytest.mark.parametrize("defect", [ValueError("x"), MemoryError(), InputError("two\a bells"), "object"])
+def unprintable():
+    error = InputError("a bell")
+    error.args = ("a \a",)  # InputError itself would have escaped it
+    return error
+
+
+@pytest.mark.parametrize("defect", [ValueError("x"), MemoryError(), unprintable(), "object"])
 def test_the_fuzzer_notices_defects(tmp_path, monkeypatch, defect):
     def broken(path):
         if isinstance(defect, Exception):
