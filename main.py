@@ -32,7 +32,7 @@ from utils.files import content_hash, file_hash, load_checkpoint, save_checkpoin
 from utils.packed import Batch
 from utils.parallel import Group, pick_device
 from utils.profile import PROFILES, dataset_root, load_annotations, load_profile, proposals_file
-from utils.report import aligned, columns, headline, log, progress, row, spread, table
+from utils.report import aligned, columns, headline, log, percents, progress, row, spread, table
 from utils.seeds import torch_stream
 
 # options that cannot change a result: a run may be resumed with others
@@ -234,7 +234,7 @@ class Run:
             write_text(self.folder / "mAP-results.log", "\n".join(lines) + "\n")
             log("\n".join(lines[0 if len(lines) == 2 else -1 :]))
             write_json(self.folder / "results.json", {"last": metrics, "best": self.best})
-            numbers = {k: float(v) for k, v in zip(head[1:], row(metrics)[1:]) if v != "-"}
+            numbers = {name: n for name, n in zip(head[1:], percents(metrics)) if n is not None}
             board.scalars("test_mAP", numbers, self.epoch)
             for video, picture in result.pictures(self.test, self.truth, FIGURE_VIDEOS):
                 board.image(f"timeline/{video}", picture, self.epoch)

@@ -84,7 +84,7 @@ def test_tensorboard_reads_losses_weights_and_maps_back(finished):
     assert scalars["weight/lambda_pc"][3] == pytest.approx(1.5)
     assert scalars["optimizer/learning_rate"][1] == pytest.approx(1e-3)
     results = json.loads((finished / "results.json").read_text())
-    assert scalars["test_mAP/mAP@0.1"][4] == pytest.approx(100 * results["last"]["mAP"][0], abs=0.01)
+    assert scalars["test_mAP/mAP@0.1"][4] == pytest.approx(100 * results["last"]["mAP"][0], rel=1e-6)
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

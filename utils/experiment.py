@@ -77,7 +77,7 @@ def write_environment(folder: Path, device: torch.device, seed: int, hashes: Map
 
     root = Path(__file__).resolve().parent.parent
     try:
-        git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         commit = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Dict, List, Mapping, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -46,10 +46,15 @@ def columns(tious: Sequence[float], averages: Sequence[str]) -> List[str]:
     return ["epoch", "cls-mAP"] + [f"mAP@{t:.2f}".rstrip("0") for t in tious] + [f"AVG({a})" for a in averages]
 
 
-def row(metrics: Mapping) -> List[str]:
-    """One evaluation in percent, in the order of ``columns``."""
+def percents(metrics: Mapping) -> List[Optional[float]]:
+    """The numbers of one evaluation in percent, in the order of ``columns`` after the epoch."""
     numbers = [metrics["classification_mAP"], *metrics["mAP"], *metrics["average"].values()]
-    return [str(metrics.get("epoch", "-"))] + ["-" if n is None else f"{100 * n:.2f}" for n in numbers]
+    return [None if n is None else 100 * n for n in numbers]
+
+
+def row(metrics: Mapping) -> List[str]:
+    """One evaluation as cells, in the order of ``columns``."""
+    return [str(metrics.get("epoch", "-"))] + ["-" if n is None else f"{n:.2f}" for n in percents(metrics)]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
