@@ -20,7 +20,6 @@ import main
 from tests import tiny
 from tests.changes import (
     ANNOTATIONS,
-    FEATURES,
     TRAIN,
     arguments,
     case,
@@ -248,15 +247,14 @@ def test_one_class_one_video_and_one_proposal_train(tmp_path):
     results(tmp_path)
 
 
-@pytest.mark.parametrize("recipe", ["paper", "release"])
-def test_a_hundred_thousand_proposals_in_one_video_end_in_a_result(tmp_path, recipe):
+def test_a_hundred_thousand_proposals_in_one_video_end_in_a_result(tmp_path):
     root = tiny.write(tmp_path / "tiny", videos=6)
     rng = np.random.default_rng(0)
     for split, video in (("train", "video_00"), ("test", "video_05")):
         many = np.sort(rng.uniform(0, 8, (100_000, 2)), axis=1) + (0, 0.01)
         entries = [{"segment": pair} for pair in many.round(3).tolist()]
         document(f"Proposals_Tiny_{split}.json", lambda d, v=video, e=entries: d["results"].update({v: e}))(root)
-    found = train(root, tmp_path, "--recipe", recipe)
+    found = train(root, tmp_path, "--recipe", "release")  # its centre term is over all pairs
     assert found.status == 0, found.log
     results(tmp_path)
     detections = json.loads((tmp_path / "run" / "detections.json").read_text())["results"]["video_05"]
@@ -282,7 +280,6 @@ def test_three_hundred_classes_train(tmp_path):
     "change, words",
     [
         (remove(f"{ANNOTATIONS}/classlist.npy"), "classlist.npy"),
-        (write(f"{FEATURES}/video_00.npy", b"\x93NUMPY"), "video_00"),
         (write(TRAIN, '{"results": '), TRAIN),
     ],
 )

@@ -171,3 +171,27 @@ def test_videos_without_proposals_keep_their_mean_and_take_no_rows(tmp_path):
     assert rows.size.tolist() == [0, 1] and rows.gather([1]).shape == (1, 18)
     np.testing.assert_array_equal(rows.video_mean, [[1] * 6, [2] * 6])
     assert isinstance(rows, Rows)
+
+
+def test_a_lock_that_comes_free_within_a_second_is_taken_and_another_is_not(tmp_path):
+    import threading
+
+    path, held = tmp_path / "lock", threading.Event()
+
+    def hold(seconds):
+        with cache.locked(path):
+            held.set()
+            time.sleep(seconds)
+
+    for seconds, free in ((0.3, True), (3.0, False)):
+        held.clear()
+        holder = threading.Thread(target=hold, args=(seconds,))
+        holder.start()
+        held.wait(10)
+        if free:
+            with cache.locked(path, wait=False):
+                pass
+        else:
+            with pytest.raises(BlockingIOError), cache.locked(path, wait=False):
+                pass
+        holder.join()

@@ -71,11 +71,11 @@ def goes_on_to_the_same_bits(root, exp_dir, calm):
 
 
 def test_a_run_killed_at_many_moments_ends_with_the_bits_of_one_that_was_not(tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "kills.py"), "--kills", "40", "--seed", "7"]
+    command = [sys.executable, str(ROOT / "tests" / "kills.py"), "--kills", "30", "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, env=ONE_CORE, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts["kills"] >= 40 and counts["resumed from a state"] >= 10 and counts["chains"] >= 5
+    assert counts["kills"] >= 30 and counts["resumed from a state"] >= 10 and counts["chains"] >= 5
 
 
 def test_a_kill_leaves_nothing_half_written_once_the_run_is_resumed(root, tmp_path, calm):
@@ -388,8 +388,7 @@ def test_descriptors_are_made_anew_when_a_kill_came_between_them_and_their_note(
             np.testing.assert_array_equal(values, fresh)
 
 
-@pytest.mark.parametrize("step", [3, 12, 17])
-@pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.parametrize("how, step", [("killed", 3), ("killed", 17), ("stopped", 12)])
 def test_a_run_over_seeds_goes_on_in_the_seed_it_had_reached(root, tmp_path, monkeypatch, step, how):
     """10 steps a seed: the third is in the first seed, the others are in the second."""
     seeds = ["--seeds", 3, 4]

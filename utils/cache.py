@@ -204,11 +204,23 @@ def cached_rows(
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock; the system frees it when the process ends, however it ends. BlockingIOError if taken."""
+    """Hold an exclusive lock; the system frees it when the process ends, however it ends. BlockingIOError if taken.
+
+    Without ``wait`` a taken lock is still tried for a second: a killed process may have been starting another one
+    (git), which holds its files until it has begun.
+    """
     import fcntl  # POSIX alone
 
     with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        deadline = time.monotonic() + 1
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
         yield
 
 
