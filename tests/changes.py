@@ -108,6 +108,7 @@ def ends_well(sound: Sound, place: Path, case: Case) -> None:
         return
     assert found.status == 0, found.log
     assert all(word in found.log for word in case.log), found.log
+    assert all(line.isprintable() for line in found.log.splitlines())
     after = results(place)
     assert not case.same or after == sound.results
 

@@ -1,4 +1,4 @@
-"""Annotations that are wrong or odd, in each of their forms, and names of videos, through the real training.
+"""Annotations that are wrong or odd, in each of their forms, through the real training.
 
 Each case ends in the right result or in one line that names the file, with exit status 2; never in a traceback.
 """
@@ -18,12 +18,10 @@ from tests.changes import (
     ANNOTATIONS,
     CLASSES,
     DURATION,
-    FEATURES,
     LABELS,
     NPY,
     SEGMENTS,
     SUBSET,
-    TEST,
     VIDEOS,
     WEAK,
     all_of,
@@ -34,7 +32,6 @@ from tests.changes import (
     ends_well,
     entry,
     hurry,
-    joint,
     make_sound,
     remove,
     setting,
@@ -53,8 +50,6 @@ def fast(monkeypatch):
 def sound(tmp_path_factory):
     return make_sound(tmp_path_factory.mktemp("sound"))
 
-
-LONG = "a" * 230
 
 ANNOTATION = [
     case("bytes", all_of(*(array(p, lambda a: a.astype("S")) for p in NPY[:3])), same=True),
@@ -120,6 +115,29 @@ def test_without_ground_truth_a_run_trains_and_has_no_map(sound, tmp_path, chang
     last = json.loads((tmp_path / "run" / "results.json").read_text())["last"]
     assert last["mAP"] == [None] * 7 and set(last["average"].values()) == {None} and last["AP"] == {}
     assert len((tmp_path / "run" / "mAP-results.log").read_text().splitlines()) == 3
+
+
+AMBIGUOUS = f"{ANNOTATIONS}/Ambiguous_test.txt"
+INTERVALS = [
+    case("of other videos", write(AMBIGUOUS, "video_99 1 2\n\n"), same=True),
+    case("of training videos", write(AMBIGUOUS, "video_00 0 100\n"), same=True),
+    case("over a whole video", write(AMBIGUOUS, "video_04 0 1000\n")),
+    case("empty", write(AMBIGUOUS, ""), same=True),
+    case("in reverse", write(AMBIGUOUS, "video_04 5 1\n"), "Ambiguous_test.txt, line 1"),
+    case("one time", write(AMBIGUOUS, "video_04 1\n"), "Ambiguous_test.txt, line 1"),
+    case("three times", write(AMBIGUOUS, "video_99 1 2\nvideo_04 1 2 3\n"), "Ambiguous_test.txt, line 2"),
+    case("words", write(AMBIGUOUS, "video_04 one two\n"), "Ambiguous_test.txt, line 1"),
+    case("NaN", write(AMBIGUOUS, "video_04 nan 2\n"), "Ambiguous_test.txt, line 1"),
+    case("Inf", write(AMBIGUOUS, "video_04 0 inf\n"), "Ambiguous_test.txt, line 1"),
+    case("zeros", write(AMBIGUOUS, b"\0" * 100), "Ambiguous_test.txt"),
+    case("another kind of file", write(AMBIGUOUS, b"\x93NUMPY\xff\xfe"), "Ambiguous_test.txt"),
+    case("cut in a number", write(AMBIGUOUS, "video_04 1.5 10"), "Ambiguous_test.txt", "does not end"),
+]
+
+
+@pytest.mark.parametrize("case", INTERVALS)
+def test_ambiguous_intervals_of_every_kind(sound, tmp_path, case):
+    ends_well(sound, tmp_path, case)
 
 
 def as_json(root):
@@ -291,55 +309,3 @@ def test_a_csv_cut_short_is_named_or_is_a_shorter_csv(sound_csv, tmp_path, numbe
     else:
         left = (root / CSV).read_text().splitlines()
         assert left == whole[: len(left)], "a row cut short was read as a whole one"
-
-
-def renamed(name):
-    """The first test video under another name, in every file that names it."""
-
-    def change(root):
-        videos = np.load(root / VIDEOS).tolist()
-        old, videos[4] = videos[4], name
-        np.save(root / VIDEOS, np.asarray(videos))
-        document(TEST, lambda d: d["results"].update({name: d["results"].pop(old)}))(root)
-        try:
-            assert "/" not in name
-            (root / FEATURES / f"{old}.npy").rename(root / FEATURES / f"{name}.npy")
-        except (AssertionError, OSError, ValueError):
-            (root / FEATURES / f"{old}.npy").unlink()
-
-    return change
-
-
-NAMES = [
-    *[
-        case(f"in a folder: {name!a:.20}", renamed(name))
-        for name in ("vidéo 漢字 🎬", LONG, "-rf", "a b", "x" * 200, "%s{}")
-    ],
-    *[
-        case(f"no file can have it: {name!a:.20}", renamed(name), log=["1 of 2 test videos have features"])
-        for name in ("../../escaped", "/etc/escaped", "a/b", "..", "n" * 5000, "a\0b")
-    ],
-    *[
-        case(f"in a joint array: {name!a:.20}", lambda root, n=name: (joint(root), renamed_joint(n)(root)))
-        for name in ("../../escaped", "/etc/escaped", "n" * 5000, "vidéo 漢字 🎬", "line\nbreak\x1b[2J", "", "..")
-    ],
-]
-
-
-def renamed_joint(name):
-    def change(root):
-        videos = np.load(root / VIDEOS).tolist()
-        old, videos[4] = videos[4], name
-        np.save(root / VIDEOS, tiny.objects(videos))
-        document(TEST, lambda d: d["results"].update({name: d["results"].pop(old)}))(root)
-
-    return change
-
-
-@pytest.mark.parametrize("case", NAMES)
-def test_names_of_videos_stay_names(sound, tmp_path, case):
-    """No name leads out of its folder, breaks a line, or stops a run."""
-    inside = tmp_path / "one" / "two"
-    ends_well(sound, inside, case)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one"] and not list(tmp_path.rglob("*escaped*"))
-    assert [p.name for p in (tmp_path / "one").iterdir()] == ["two"]

@@ -273,6 +273,13 @@ def test_three_hundred_classes_train(tmp_path):
     results(tmp_path)
 
 
+def test_a_folder_whose_name_is_no_unicode_holds_a_run(sound, tmp_path):
+    exp_dir = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    found = train(sound.root, tmp_path, "--exp_dir", exp_dir)
+    assert found.status == 0, found.log
+    assert "caf\\udce9" in Path(exp_dir, "opt.txt").read_text() and Path(exp_dir, "results.json").exists()
+
+
 # ---- as a command
 
 

@@ -119,12 +119,17 @@ def test_a_disk_that_fills_up_is_one_line_and_more_room_ends_in_the_same_bits(ro
     goes_on_to_the_same_bits(root, exp_dir, calm)
 
 
-def test_a_disk_that_fills_up_during_the_cache_leaves_no_part_of_one(root, tmp_path, small_disk):
-    cache = small_disk(16) / "cache"
+@pytest.mark.parametrize("kib", [4, 8, 12, 16, 20, 24])
+def test_a_disk_that_fills_up_during_the_cache_leaves_no_part_of_one(root, tmp_path, small_disk, kib):
+    cache = small_disk(kib) / "cache"
     refused(train(root, tmp_path / "run", "--cache_dir", cache), "No space left on device", str(cache))
-    assert not list(cache.glob("*.building")) and not list(cache.glob("*/*.npy"))
+    assert not list(cache.glob("*.building"))
+    left = {p.relative_to(cache): p.read_bytes() for p in cache.glob("*/*.npy")}  # a split that fitted is whole
+    assert len(left) in (0, 3)
     small_disk(8192, "grow")
     assert train(root, tmp_path / "run", "--cache_dir", cache).status == 0
+    assert train(root, tmp_path / "calm", "--cache_dir", tmp_path / "whole").status == 0
+    assert all((tmp_path / "whole" / path).read_bytes() == data for path, data in left.items())
 
 
 def test_every_write_that_fails_is_one_line_and_the_run_goes_on_from_there(root, tmp_path, calm, monkeypatch):
@@ -260,6 +265,16 @@ def test_a_folder_in_use_by_another_run_is_refused_and_left_alone(root, tmp_path
             refused(train(root, exp_dir, *more), "another run is writing here", str(exp_dir))
         assert [p.name for p in exp_dir.iterdir()] == [".lock"]
     assert train(root, exp_dir).status == 0
+
+
+def test_a_lock_that_a_killed_run_leaves_for_a_moment_is_waited_for(root, tmp_path):
+    """A child that was forked and has not begun its own program yet still holds what its parent held."""
+    exp_dir = tmp_path / "run"
+    exp_dir.mkdir()
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(flush=True); time.sleep(0.2)"
+    with subprocess.Popen([sys.executable, "-c", code, exp_dir / ".lock"], stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert train(root, exp_dir).status == 0
 
 
 # ---- clocks and pipes

@@ -112,7 +112,10 @@ def read_ambiguous(path: Path, known: Sequence[str]) -> Dict[str, np.ndarray]:
     """Ambiguous_test.txt, lines ``VIDEO start_s end_s``: video -> float64 [K, 2] seconds; a missing file is empty."""
     found: Dict[str, List[Tuple[float, float]]] = {}
     if path.is_file():
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if text and not text.endswith("\n"):  # half a number would be another number
+            raise InputError("the last line does not end", path, "add an end of line, if nothing is cut off")
+        for number, line in enumerate(text.splitlines(), 1):
             fields = line.split()
             try:
                 video, (start, end) = fields[0], map(float, fields[1:])
@@ -120,8 +123,8 @@ def read_ambiguous(path: Path, known: Sequence[str]) -> Dict[str, np.ndarray]:
                 if fields:
                     raise InputError("not 'VIDEO start end'", f"{path}, line {number}", "mend the line") from None
                 continue
-            if not (math.isfinite(start) and math.isfinite(end)):
-                raise InputError("not a finite time", f"{path}, line {number}", "mend the line")
+            if not (math.isfinite(start) and math.isfinite(end) and start <= end):
+                raise InputError("not two finite times, start <= end", f"{path}, line {number}", "mend the line")
             found.setdefault(video, []).append((start, end))
     names = set(known)
     return {video: np.asarray(times) for video, times in found.items() if video in names}

@@ -15,7 +15,7 @@ from typing import Dict, Iterator, Mapping, Optional
 import torch
 
 from utils.cache import locked
-from utils.errors import InputError
+from utils.errors import InputError, printable
 from utils.files import sweep, write_json, write_text
 from utils.parallel import Group
 from utils.report import log
@@ -66,7 +66,8 @@ def plain(args: object) -> Dict[str, object]:
 def write_options(folder: Path, options: Mapping[str, object]) -> None:
     """opt.txt to read, options.json to load."""
     width = max(map(len, options))
-    write_text(folder / "opt.txt", "".join(f"{k:<{width}}  {v}\n" for k, v in sorted(options.items())))
+    lines = [f"{k:<{width}}  {printable(str(v))}\n" for k, v in sorted(options.items())]  # a path may be no UTF-8
+    write_text(folder / "opt.txt", "".join(lines))
     write_json(folder / "options.json", options)
 
 
