@@ -275,9 +275,10 @@ def train_one(args: argparse.Namespace, folder: Path, group: Group, stop: Stop) 
             for videos in run.batches()[run.step :]:
                 run.take_step(videos)
                 bar.update()
-                if group.size == 1 and stop.asked:
-                    run.mean_terms()
-                    break
+                if group.device.type == "cpu" or group.size == 1:  # cards would have to wait for this at every step
+                    if group.agree(stop.asked):
+                        run.mean_terms()
+                        break
             if run.step == steps:
                 terms = run.mean_terms()
                 if board:

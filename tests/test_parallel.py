@@ -15,7 +15,7 @@ import torch
 
 import main
 from tests import tiny
-from tests.test_main import arguments, run, weights_of
+from tests.test_main import arguments, run, same, weights_of
 from utils.files import load_checkpoint
 
 ROOT = Path(main.__file__).parent
@@ -105,6 +105,40 @@ def test_losses_and_gradients_of_uneven_shares_are_those_of_one_process(root, tm
         for kind in ("terms", "grads"):
             for name, value in found[0][kind].items():
                 torch.testing.assert_close(other[kind][name], value, rtol=1e-4, atol=1e-7)
+
+
+STOPPED = """
+import os, signal, sys
+import main
+
+real, steps = main.Run.take_step, []
+
+def take_step(self, videos):
+    steps.append(videos)
+    if len(steps) == 5 and self.group.first:
+        for _ in range(2):  # the terminal's, and torchrun's on top of it
+            os.kill(os.getpid(), signal.SIGINT)
+    return real(self, videos)
+
+main.Run.take_step = take_step
+main.run_command(lambda: main.main(sys.argv[1:]))
+"""
+
+
+def test_a_stop_in_one_of_two_processes_stops_both_after_the_step_and_both_go_on_to_the_same_bits(root, tmp_path):
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    command = arguments(root, tmp_path / "stopped")
+    results = in_processes(2, script, *command)
+    assert [status for status, _, _ in results] == [130, 130], results
+    state = load_checkpoint(tmp_path / "stopped" / "ckpt" / "last_state.pt")
+    assert (state["epoch"], state["step"]) == (3, 1)  # two steps an epoch
+    for more in ([ROOT / "main.py", *command, "--resume"], [ROOT / "main.py", *arguments(root, tmp_path / "calm")]):
+        results = in_processes(2, *more)
+        assert [status for status, _, _ in results] == [0, 0], results
+    assert same(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "calm"))
+    for name in ("results.json", "detections.json"):
+        assert (tmp_path / "stopped" / name).read_text() == (tmp_path / "calm" / name).read_text()
 
 
 def test_more_processes_than_videos_in_a_batch_are_refused(root, tmp_path):

@@ -8,6 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Dict, Iterator, Mapping, Optional
@@ -101,16 +102,18 @@ def write_environment(folder: Path, device: torch.device, seed: int, hashes: Map
 
 
 class Stop:
-    """Ctrl-C and SIGTERM ask for a stop after the step; a second one stops at once."""
+    """Ctrl-C and SIGTERM ask for a stop after the step; a second one, not the same one passed on (torchrun sends its
+    own after the terminal's), stops at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.since = False, 0.0
 
     def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self.since > 1:
             raise KeyboardInterrupt
-        self.asked = True
-        log("finishing the step, then saving")
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
+            log("finishing the step, then saving")
 
     def __enter__(self) -> Stop:
         self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
