@@ -9,7 +9,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Split:
     proposals: List[np.ndarray]  # V arrays float64 [M, 2], snippets; M may be 0
     length_s: np.ndarray  # float64 [V]
     rows: Rows
-    source: str  # hash of the content of the features
+    hashes: Dict[str, str]  # of the content of "features" and "proposals"
 
     @property
     def scored(self) -> np.ndarray:
@@ -142,9 +142,12 @@ def load_split(source: Source, split: str, log: Callable[[str], None] = print) -
     annotations, profile = source.annotations, source.profile
     videos, labels = weak_labels(source, split, log)
     path = proposals_file(source.name, profile, split, source.proposals_root)
-    length_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
     rate = profile.snippets_per_second
-    found_s, counts = load_proposals(path, length_s, 1 / rate, source.fix_proposals)
+    length_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
+    for video in videos:
+        if np.isnan(length_s[video]):
+            length_s[video] = source.features.longest_s(video, rate)
+    found_s, counts = load_proposals(path, length_s, source.fix_proposals)
     for line in counts.lines():
         log(f"{path}: {line}")
     none = np.zeros((0, 2))
@@ -155,18 +158,19 @@ def load_split(source: Source, split: str, log: Callable[[str], None] = print) -
     if without:
         effect = "not trained on" if split == "train" else "no detections from them"
         log(f"{len(without)} of {len(videos)} {split} videos have no proposal ({effect}): {some(without)}")
-    found = _with_rows(source, split, videos, labels, proposals, length_s)
-    expected = np.asarray([length_s[v] for v in videos]) * rate
-    off = np.abs(found.rows.num_snippets - expected) > np.maximum(2, 0.05 * expected)  # never where it is unknown
+    rows, signature = _rows(source, split, videos, proposals)
+    seconds = np.asarray([length_s[v] for v in videos])
+    off = np.abs(rows.num_snippets - seconds * rate) > np.maximum(2, 0.05 * seconds * rate)
     if off.any():
         names = some([videos[i] for i in np.flatnonzero(off)])
         what = f"{int(off.sum())} of {len(videos)} {split} videos have features of another length than their duration"
         log(f"{what} (python dataset.py check says more): {names}")
-    return found
+    hashes = {"features": signature, "proposals": file_hash(path)}
+    return Split(videos, labels, proposals, seconds, rows, hashes)
 
 
-def _with_rows(source: Source, split: str, videos, labels, proposals, length_s) -> Split:
-    """Open the rows, then check what only the features can tell: their width, and proposals against T."""
+def _rows(source: Source, split: str, videos: Sequence[str], proposals: List[np.ndarray]) -> Tuple[Rows, str]:
+    """The rows of a split, their width checked, and the hash of the features behind them."""
     load, cache_dir = source.features.load, source.cache_dir
     if cache_dir is None:
         signature = source.features.signature(videos, file_hash)
@@ -184,15 +188,7 @@ def _with_rows(source: Source, split: str, videos, labels, proposals, length_s) 
         raise InputError(what, where, "leave out --feature_size")
     if rows.width // 3 % 2:
         raise InputError(f"features of odd width {rows.width // 3}", where, "RGB and flow must be of equal width")
-    seconds = np.asarray([length_s[v] for v in videos])
-    from_features = rows.num_snippets / source.profile.snippets_per_second
-    for video, segments, known, frames in zip(videos, proposals, seconds, rows.num_snippets):
-        if np.isnan(known) and len(segments) and segments[:, 1].max() > frames + 1:
-            what = f"a proposal ends at snippet {segments[:, 1].max():g} of {frames}"
-            raise InputError(
-                what, f"{where}, {video}", "proposals and features must share feature_fps and snippet_stride"
-            )
-    return Split(videos, labels, proposals, np.where(np.isnan(seconds), from_features, seconds), rows, signature)
+    return rows, signature
 
 
 def epoch_order(videos: np.ndarray, batch_size: int, seed: int, epoch: int) -> List[np.ndarray]:

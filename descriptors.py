@@ -18,6 +18,7 @@ from utils.errors import InputError, run_command
 from utils.files import content_hash, load_array, load_json, save_array, write_json
 
 LEVELS = ("video", "segment")
+NOTE = "made_from.json"
 
 
 def descriptors(
@@ -52,16 +53,16 @@ def load_or_make(
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Descriptors from ``folder/general_{appearance,motion}_descriptors.npy``, made and written where missing.
 
-    Segment level keeps its files in ``folder/segment``. Files of ours say in ``made_from.json`` what they were made
-    from, and are made anew when features, labels or classes change; files from elsewhere are used as they are.
+    Segment level keeps its files in ``folder/segment``. ``made_from.json`` says which files are ours and what they were
+    made from: those are made anew when features, labels or classes change; files from elsewhere are used as they are.
     Arguments else as in ``descriptors``. Raises InputError for files of another shape.
     """
     paths = _paths(folder, level)
-    note = paths[0].parent / "made_from.json"
-    if not all(p.is_file() for p in paths) or (
-        note.is_file() and load_json(note) != _note(video_mean, num_snippets, labels, classes)
-    ):
-        return write(folder, video_mean, num_snippets, labels, classes, level)
+    note = _read_note(folder, level)
+    changed = note.get("source") != content_hash(video_mean, num_snippets, labels, "\0".join(classes))
+    stale = [p for p in paths if not p.is_file() or (changed and note.get(p.name) == content_hash(load_array(p)))]
+    if stale:
+        write(folder, video_mean, num_snippets, labels, classes, level, stale)
     shape = (len(classes), video_mean.shape[1] // 2)
     found = []
     for path in paths:
@@ -78,21 +79,26 @@ def _paths(folder: Path, level: str) -> List[Path]:
     return [folder / f"general_{name}_descriptors.npy" for name in ("appearance", "motion")]
 
 
-def _note(video_mean, num_snippets, labels, classes) -> Dict[str, str]:
-    return {"content": content_hash(video_mean, num_snippets, labels, "\0".join(classes))}
+def _read_note(folder: Path, level: str) -> Dict[str, str]:
+    """What made_from.json says: "source", the hash of what our files were made from, and the hash of each of them."""
+    path = _paths(folder, level)[0].with_name(NOTE)
+    note = load_json(path) if path.is_file() else {}
+    return note if isinstance(note, dict) else {}
 
 
-def write(folder: Path, video_mean, num_snippets, labels, classes, level: str) -> Tuple[np.ndarray, np.ndarray]:
-    """Make the descriptors and write them, with the note of what they were made from; arguments as in ``descriptors``.
-
-    The note stands before the files do: a kill in between leaves nothing that could pass for files from elsewhere.
-    """
+def write(
+    folder: Path, video_mean, num_snippets, labels, classes, level: str, only: Optional[Sequence[Path]] = None
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Make the descriptors and write them (``only`` some of their files), with the note of what they were made from;
+    arguments else as in ``descriptors``."""
     made, paths = descriptors(video_mean, num_snippets, labels, classes, level), _paths(folder, level)
-    for path in paths:
-        if path.exists():
-            path.unlink()
-    write_json(paths[0].parent / "made_from.json", _note(video_mean, num_snippets, labels, classes))
-    for path, values in zip(paths, made):
+    wanted = [(path, values) for path, values in zip(paths, made) if only is None or path in only]
+    for path, _ in wanted:
+        path.unlink(missing_ok=True)  # an old file of ours must not outlive the note that says so
+    source = content_hash(video_mean, num_snippets, labels, "\0".join(classes))
+    ours = {path.name: content_hash(values) for path, values in wanted}
+    write_json(paths[0].with_name(NOTE), {**_read_note(folder, level), "source": source, **ours})
+    for path, values in wanted:
         save_array(path, values)
     return made
 

@@ -18,11 +18,11 @@ from torch import nn
 
 from dataset import Inputs, epoch_order, load_source, load_split, packed_batch, split_truth
 from descriptors import load_or_make
-from eval.inference import Evaluation, evaluate
+from eval.inference import evaluate
 from eval.predict import predict as predict_videos
 from losses import pseudo_labels, seal_terms, weights
 from model import SEAL, check_classes, load_model, save_model
-from options import parse
+from options import parse, parser, recipe_of
 from utils.board import Board
 from utils.cache import locked
 from utils.demo import make_demo
@@ -68,7 +68,8 @@ def train_step(
     with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
         outputs = net(inputs.rows, inputs.index, draws, share_rows=args.share_rows)
     outputs = group.gather(outputs, batch.counts)
-    terms = seal_terms(outputs, batch, args.recipe_numbers, epoch, args.max_epoch, args.k, args.losses, args.sme_labels)
+    recipe, how = recipe_of(args), (args.k, args.losses, args.sme_labels)
+    terms = seal_terms(outputs, batch, recipe, epoch, args.max_epoch, *how)
     optimizer.zero_grad(set_to_none=True)
     # each process has the gradient of its own rows, and DistributedDataParallel takes the mean over processes
     (terms["loss_total"] * group.size).backward()
@@ -93,10 +94,12 @@ def source_of(args: argparse.Namespace):
     if args.dataset_name == "Demo":
         root.parent.mkdir(parents=True, exist_ok=True)
         with locked(root.parent / ".Demo.lock"):
+            proposals = proposals_file("Demo", PROFILES["Demo"], "train", args.proposals_root)
             if not root.exists():
                 log(f"making the Demo dataset in {root}: simulated features, to try the program, not for results")
-                folder = proposals_file("Demo", PROFILES["Demo"], "train", args.proposals_root).parent
-                make_demo(root, proposals_root=folder)
+                make_demo(root, proposals_root=proposals.parent)
+            elif not proposals.exists():
+                raise InputError("the Demo without its proposals", proposals, f"delete {root}: both are then made anew")
     names = ("proposals_root", "fix_proposals", "feature_size", "roi_size", "cache_dtype")
     how = {name: getattr(args, name) for name in names}
     cache_dir = None if args.no_cache else Path(args.cache_dir)
@@ -129,16 +132,13 @@ class Run:
         self.history: List[Dict] = []  # metrics of every evaluation
         self.options = plain(args)
         self.inputs = {
-            "train_features": self.train.source,
-            "test_features": self.test.source,
             "train_labels": content_hash("\0".join(self.train.videos), self.train.labels),
             "pseudo_labels": content_hash(*self.pseudo),  # and so the descriptors
             "profile": repr(self.profile),
             "ground_truth": self.truth.hash(),
         }
-        for split in ("train", "test"):
-            path = proposals_file(source.name, self.profile, split, args.proposals_root)
-            self.inputs[f"{split}_proposals"] = file_hash(path)
+        for name, split in (("train", self.train), ("test", self.test)):
+            self.inputs.update({f"{name}_{kind}": value for kind, value in split.hashes.items()})
 
     def _pseudo_labels(self) -> Tuple[np.ndarray, np.ndarray]:
         """Eq. (5)-(7) for every training video: they depend on data alone."""
@@ -165,11 +165,14 @@ class Run:
     def mean_terms(self) -> Dict[str, float]:
         """Mean of each term over the epoch. Raises InputError naming epoch, videos and term if one is not finite."""
         terms = torch.stack(self.records).cpu()
-        if not terms.isfinite().all():
-            step, term = (~terms.isfinite()).nonzero()[0].tolist()
-            videos = ", ".join(self.train.videos[v] for v in self.batches()[step])
-            what = f"{self.term_names[term]} is {terms[step, term].item()} in epoch {self.epoch}, step {step + 1}"
-            raise InputError(what, f"videos {videos}", "lower --lr; the last good state is in ckpt/last_state.pt")
+        for step, values in enumerate(terms.tolist()):
+            bad = {name: value for name, value in zip(self.term_names, values) if not np.isfinite(value)}
+            if bad:
+                term = min(bad, key=lambda name: name in ("loss_total", "gradient_norm"))  # a part, where it is one
+                videos = ", ".join(self.train.videos[v] for v in self.batches()[step])
+                what = f"{term} is {bad[term]} in epoch {self.epoch}, step {step + 1}"
+                todo = "lower --lr; ckpt/last_state.pt and ckpt/last_model.pkl are from before"
+                raise InputError(what, f"videos {videos}", todo)
         return dict(zip(self.term_names, terms.double().mean(0).tolist()))
 
     # ---- state
@@ -215,20 +218,17 @@ class Run:
     def best(self) -> Dict:
         return max(self.history, key=headline)
 
-    def score(self) -> Evaluation:
-        """Detect in the test split and measure; changes nothing."""
-        args, use_pc = self.args, "pc" in self.args.losses
-        how = (args.protocol, args.threshold_cls, use_pc, self.group)
-        return evaluate(self.model, self.test, self.truth, self.profile, *how)
-
-    def evaluate(self, board: Board) -> Evaluation:
+    def evaluate(self, board: Board) -> None:
         """Score, write what an evaluation leaves, and keep the model if it is the best so far."""
-        result = self.score()
+        args = self.args
+        how = (args.protocol, args.threshold_cls, "pc" in args.losses, self.group)
+        result = evaluate(self.model, self.test, self.truth, self.profile, *how)
         metrics = {"epoch": self.epoch, **result.metrics, **({"simulated": True} if self.simulated else {})}
         self.history.append(metrics)
         if self.group.first:
-            if self.best is metrics:
-                save_model(self.folder / "ckpt" / "best_model.pkl", self.model, self.info())
+            for kind in ("last", "best")[: 1 + (self.best is metrics)]:
+                save_model(self.folder / "ckpt" / f"{kind}_model.pkl", self.model, self.info())
+            write_json(self.folder / "detections.json", result.detections.to_json(args.dataset_name))
             head = columns(metrics["tiou"], list(metrics["average"]))
             lines = aligned([head] + [row(m) for m in self.history])
             write_text(self.folder / "mAP-results.log", "\n".join(lines) + "\n")
@@ -238,7 +238,6 @@ class Run:
             board.scalars("test_mAP", numbers, self.epoch)
             for video, picture in result.pictures(self.test, self.truth, FIGURE_VIDEOS):
                 board.image(f"timeline/{video}", picture, self.epoch)
-        return result
 
     def info(self) -> Dict[str, object]:
         """What a checkpoint carries beside its weights: all that prediction needs."""
@@ -268,7 +267,7 @@ def train_one(args: argparse.Namespace, folder: Path, group: Group, stop: Stop) 
             board.options(run.options)
             run.save_state()  # what a run that fails early leaves
     log(f"run in {folder} on {group.device}: {len(run.train.scored)} training, {len(run.test.videos)} test videos")
-    result, saved, steps = None, time.monotonic(), len(run.batches())
+    saved, steps = time.monotonic(), len(run.batches())
     with progress(args.max_epoch * steps, (run.epoch - 1) * steps + run.step) as bar:
         while run.epoch <= args.max_epoch:
             run.model.train()
@@ -283,10 +282,10 @@ def train_one(args: argparse.Namespace, folder: Path, group: Group, stop: Stop) 
                 terms = run.mean_terms()
                 if board:
                     board.scalars("loss", terms, run.epoch)
-                    board.scalars("weight", weights(args.recipe_numbers, run.epoch, args.max_epoch), run.epoch)
+                    board.scalars("weight", weights(recipe_of(args), run.epoch, args.max_epoch), run.epoch)
                     board.scalars("optimizer", {"learning_rate": run.optimizer.param_groups[0]["lr"]}, run.epoch)
                 if run.epoch % args.interval == 0 or run.epoch == args.max_epoch:
-                    result = run.evaluate(board)
+                    run.evaluate(board)
                 run.say(bar, terms["loss_total"])
                 run.epoch, run.step, run.records = run.epoch + 1, 0, []
             asked = group.agree(stop.asked) and run.epoch <= args.max_epoch
@@ -298,11 +297,7 @@ def train_one(args: argparse.Namespace, folder: Path, group: Group, stop: Stop) 
             if asked:
                 log(f"stopped in epoch {run.epoch}; go on with the same command and --resume --exp_dir {folder}")
                 return None
-    run.epoch = args.max_epoch
-    result = result or run.score()  # resumed after the last epoch
-    if group.first:
-        save_model(folder / "ckpt" / "last_model.pkl", run.model, run.info())
-        write_json(folder / "detections.json", result.detections.to_json(args.dataset_name))
+    if board:
         board.close()
     return run
 
@@ -345,8 +340,12 @@ def test(args: argparse.Namespace, group: Group) -> int:
     """Score the test split with a checkpoint and print the table. Returns the exit status."""
     path = Path(args.pretrained_ckpt)
     model, info = load_model(path)
-    for name in ("roi_size", "recipe", "losses"):  # what the checkpoint says of itself
-        setattr(args, name, info.get(name, getattr(args, name)))
+    for name in {"roi_size", "recipe", "losses"} & set(info):  # what the checkpoint says of itself
+        given, said = getattr(args, name), type(getattr(args, name))(info[name])
+        if given not in (said, parser().get_default(name)):
+            what = f"--{name} is not what the checkpoint was trained with: {info[name]}"
+            raise InputError(what, path, f"leave out --{name}")
+        setattr(args, name, said)
     source = source_of(args)
     check_classes(path, model, info, source.annotations.classes)
     with experiment(args.exp_dir, f"{args.dataset_name}-test", False, group) as folder:
@@ -355,10 +354,12 @@ def test(args: argparse.Namespace, group: Group) -> int:
             what = f"checkpoint for features of width {model.feature_size}, the data have {split.rows.width // 3}"
             raise InputError(what, path, "use the features it was trained on")
         how = (args.protocol, args.threshold_cls, "pc" in args.losses, group)
-        result = evaluate(model.to(group.device), split, split_truth(source, split), source.profile, *how)
+        truth = split_truth(source, split)
+        result = evaluate(model.to(group.device), split, truth, source.profile, *how)
         if group.first:
             write_options(folder, plain(args))
-            inputs = {"test_features": split.source, "checkpoint": file_hash(path)}
+            inputs = {f"test_{kind}": value for kind, value in split.hashes.items()}
+            inputs.update(checkpoint=file_hash(path), ground_truth=truth.hash())
             write_environment(folder, group.device, args.seed, inputs)
             if source.simulated:
                 result.metrics["simulated"] = True
@@ -383,11 +384,11 @@ def predict(args: argparse.Namespace, group: Group) -> int:
     with experiment(args.exp_dir, "predict", False, group) as folder:
         files, use_pc = (Path(args.features), Path(args.proposals)), "pc" in info["losses"]
         how = (args.threshold_cls, use_pc, args.fix_proposals, log)
-        found = predict_videos(model.to(group.device), info["classes"], info, *files, *how)
+        found, hashes = predict_videos(model.to(group.device), info["classes"], info, *files, *how)
         if not group.first:
             return 0
         write_options(folder, plain(args))
-        write_environment(folder, group.device, args.seed, {"checkpoint": file_hash(path)})
+        write_environment(folder, group.device, args.seed, {**hashes, "checkpoint": file_hash(path)})
         write_json(folder / "detections.json", found.to_json(path.name))
         print(f"{len(found.video):,} detections in {len(found.videos)} videos: {folder / 'detections.json'}")
     return 0

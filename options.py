@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Callable, NoReturn, Optional, Sequence, Tuple
 
 
@@ -298,14 +298,19 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe after its overrides."""
+    return Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
+
+
 def parse(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Options of a run, with ``recipe_numbers``: the recipe after its overrides. A wrong one exits with status 2."""
+    """Options of a run, the recipe's numbers filled in where none is given. A wrong one exits with status 2."""
     p = parser()
     args = p.parse_args(argv)
-    given = {f.name: getattr(args, f.name) for f in fields(Recipe)}
-    args.recipe_numbers = replace(RECIPES[args.recipe], **{k: v for k, v in given.items() if v is not None})
-    numbers = args.recipe_numbers
-    if numbers.lambda_pc == 0 or numbers.pc_centre == numbers.pc_penalty == 0:  # d/I alone has no gradient
+    for name, value in vars(RECIPES[args.recipe]).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.lambda_pc == 0 or args.pc_centre == args.pc_penalty == 0:  # d/I alone has no gradient
         args.losses = tuple(name for name in args.losses if name != "pc")
     if args.resume and not args.exp_dir:
         p.error("--resume needs --exp_dir")

@@ -18,11 +18,18 @@ from options import Parser
 from utils.annotations import WHERE_FROM
 from utils.errors import InputError, run_command, stop
 from utils.files import load_json
-from utils.profile import GroundTruth, dataset_root, load_ground_truth, load_profile, proposals_file
+from utils.profile import (
+    GroundTruth,
+    dataset_root,
+    load_annotations,
+    load_ground_truth,
+    load_profile,
+    proposals_file,
+)
 from utils.report import some
 
 FIX = "--fix_proposals clips what sticks out and drops the rest"
-SLACK = 1.0  # snippets a proposal may stick out of its video: T and the duration are rounded by different tools
+SLACK_S = 0.01  # a proposal may stick out of its video by so much: both are rounded, by different tools
 
 
 def to_snippets(seconds: np.ndarray, snippets_per_second: float) -> np.ndarray:
@@ -55,7 +62,6 @@ class Counts:
 def load_proposals(
     path: Path,
     length_s: Mapping[str, float],
-    snippet_s: float = 0.64,
     fix: bool = False,
     problem: Callable[[InputError], None] = stop,
 ) -> Tuple[Dict[str, np.ndarray], Counts]:
@@ -63,9 +69,9 @@ def load_proposals(
 
     length_s: length in seconds of each known video (NaN: unknown); videos of the file beyond these are counted and
     passed over, videos with an empty list are left out. A proposal that is not two finite numbers with
-    0 <= start < end, or that ends beyond its video, raises InputError naming file, video and index; with ``fix`` it
-    is clipped or, where nothing is left, dropped. ``problem`` may do something else with that error: then the video's
-    other proposals are read on.
+    0 <= start < end, or that ends beyond its video (by more than SLACK_S), raises InputError naming file, video and
+    index; with ``fix`` it is clipped or, where nothing is left, dropped. ``problem`` may do something else with that
+    error: then the video's other proposals are read on.
     """
     document = load_json(path, todo=WHERE_FROM, allow_nan=True)
     results = document.get("results") if isinstance(document, dict) else None
@@ -78,8 +84,7 @@ def load_proposals(
             continue
         segment_s, index = _segments(entries, f"{path}, {video}", fix, counts, problem)
         end_s = length_s[video] if np.isfinite(length_s[video]) else np.inf
-        slack_s = SLACK * snippet_s
-        segment_s = _checked(segment_s, index, end_s, slack_s, f"{path}, {video}", fix, counts, problem)
+        segment_s = _checked(segment_s, index, end_s, f"{path}, {video}", fix, counts, problem)
         if len(segment_s):
             found[video] = segment_s
     return found, counts
@@ -106,11 +111,11 @@ def _indices(where: str, bad: np.ndarray) -> str:
     return f"{where}, index {some([str(i) for i in bad])}"
 
 
-def _checked(segment_s, index, end_s: float, slack_s: float, where: str, fix: bool, counts: Counts, problem):
+def _checked(segment_s, index, end_s: float, where: str, fix: bool, counts: Counts, problem):
     finite = (np.abs(segment_s) < 1e18).all(axis=1)
     start, end = segment_s[:, 0], segment_s[:, 1]
     with np.errstate(invalid="ignore"):
-        inside = finite & (start >= 0) & (end > start) & (end <= end_s + slack_s)
+        inside = finite & (start >= 0) & (end > start) & (end <= end_s + SLACK_S)
     if inside.all():
         return segment_s
     if not fix:
@@ -161,10 +166,12 @@ def stats(args: argparse.Namespace) -> None:
     profile = load_profile(args.dataset_name, root)
     tious = profile.tiou_thresholds
     rate = profile.snippets_per_second
+    annotations = load_annotations(args.dataset_name, root, profile)
+    duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
     for split, subset in (("train", profile.train_subset), ("test", profile.test_subset)):
         path = proposals_file(args.dataset_name, profile, split, args.proposals_root)
         truth = load_ground_truth(args.dataset_name, root, profile, subset)
-        found, counts = load_proposals(path, dict.fromkeys(truth.videos, np.nan), 1 / rate, args.fix_proposals)
+        found, counts = load_proposals(path, {v: duration_s[v] for v in truth.videos}, args.fix_proposals)
         number = np.asarray([len(p) for p in found.values()] or [0])
         total, repeated = int(number.sum()), duplicates(list(found.values()))
         length_s = np.concatenate([p[:, 1] - p[:, 0] for p in found.values()] or [np.zeros(1)])

@@ -124,7 +124,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     root = dataset_root(args.dataset_name, args.dataset_root)
     profile = load_profile(args.dataset_name, root)
     truth = load_ground_truth(args.dataset_name, root, profile, args.subset or profile.test_subset)
-    detections, unknown = Detections.from_json(load_json(args.detections), truth.classes, args.detections)
+    document = load_json(args.detections, todo="give the JSON file of detections")
+    detections, unknown = Detections.from_json(document, truth.classes, args.detections)
     if unknown:
         names = ", ".join(sorted(unknown)[:5]) + (", …" if len(unknown) > 5 else "")
         print(f"{sum(unknown.values())} detections have labels outside the class list and are not scored: {names}")

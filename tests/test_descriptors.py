@@ -42,8 +42,6 @@ def test_missing_files_are_made_and_ours_are_remade_when_what_they_came_from_cha
     made = load_or_make(tmp_path, means, lengths, labels, ["a", "b"])
     path = tmp_path / "general_appearance_descriptors.npy"
     np.testing.assert_array_equal(np.load(path), made[0])
-    np.save(path, made[0] + 1)  # present ones are used
-    np.testing.assert_array_equal(load_or_make(tmp_path, means, lengths, labels, ["a", "b"])[0], made[0] + 1)
     for changed in ((means * 2, lengths, labels, ["a", "b"]), (means, lengths, labels[:, ::-1], ["b", "a"])):
         expected = descriptors(*changed)
         np.testing.assert_array_equal(load_or_make(tmp_path, *changed)[0], expected[0])
@@ -51,12 +49,21 @@ def test_missing_files_are_made_and_ours_are_remade_when_what_they_came_from_cha
     assert not np.allclose(segment[0], made[0]) and (tmp_path / "segment" / path.name).exists()
 
 
-def test_files_from_elsewhere_are_used_whatever_the_features(case, tmp_path):
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("replaced", [["appearance"], ["motion"], ["appearance", "motion"]])
+def test_files_from_elsewhere_are_used_whatever_the_features_and_only_missing_ones_made(case, tmp_path, ours, replaced):
     _, means, lengths, labels = case
-    made = descriptors(means, lengths, labels, ["a", "b"])
-    for name, values in zip(("appearance", "motion"), made):
-        np.save(tmp_path / f"general_{name}_descriptors.npy", values + 2)
-    np.testing.assert_array_equal(load_or_make(tmp_path, means * 3, lengths, labels, ["a", "b"])[0], made[0] + 2)
+    names = ("appearance", "motion")
+    if ours:  # what was made here first, before the user put files in place
+        load_or_make(tmp_path, means, lengths, labels, ["a", "b"])
+    for name, values in zip(names, descriptors(means, lengths, labels, ["a", "b"])):
+        if name in replaced:
+            np.save(tmp_path / f"general_{name}_descriptors.npy", values + 2)
+    new = descriptors(means * 3, lengths, labels, ["a", "b"])
+    for _ in range(2):
+        found = load_or_make(tmp_path, means * 3, lengths, labels, ["a", "b"])
+        for name, got, made in zip(names, found, new):
+            np.testing.assert_array_equal(got, made / 3 + 2 if name in replaced else made)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 4), np.float32), np.zeros((2, 3), np.int64), np.full((2, 3), np.nan)])

@@ -192,8 +192,9 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_videos_and_term(root, tmp_pa
 
     def spoil(outputs, batch, recipe, epoch, *rest):
         terms = real(outputs, batch, recipe, epoch, *rest)
-        if epoch == 3:
+        if epoch == 3:  # as a loss does that is not finite: the sum is not, either
             terms["PC_loss"] = terms["PC_loss"] * float("nan")
+            terms["loss_total"] = terms["loss_total"] + terms["PC_loss"]
         return terms
 
     monkeypatch.setattr(main, "seal_terms", spoil)
@@ -201,6 +202,40 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_videos_and_term(root, tmp_pa
         main.main(arguments(root, tmp_path / "b", "--save_seconds", "0"))
     state = load_checkpoint(tmp_path / "b" / "ckpt" / "last_state.pt")
     assert state["epoch"] == 3 and all(v.isfinite().all() for v in state["model"].values())
+    assert same(state["model"], {k: v.reshape(state["model"][k].shape) for k, v in weights_of(tmp_path / "b").items()})
+
+
+def test_the_last_evaluated_weights_and_detections_stand_beside_their_results(root, finished, tmp_path, monkeypatch):
+    real = main.Run.take_step
+
+    def fail(self, videos):
+        if self.epoch == 4:
+            raise InputError("power cut")
+        real(self, videos)
+
+    monkeypatch.setattr(main.Run, "take_step", fail)
+    with pytest.raises(InputError, match="power cut"):
+        main.main(arguments(root, tmp_path / "b"))
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "b" / "results.json").read_text())["last"]["epoch"] == 2
+    checkpoint = tmp_path / "b" / "ckpt" / "last_model.pkl"
+    run(root, tmp_path / "t", "--pretrained_ckpt", checkpoint, run_type="test")
+    assert (tmp_path / "t" / "detections.json").read_text() == (tmp_path / "b" / "detections.json").read_text()
+
+
+def test_flags_that_disagree_with_the_checkpoint_are_refused(root, finished, tmp_path):
+    checkpoint = finished / "ckpt" / "last_model.pkl"
+    for more in (["--roi_size", "6"], ["--losses", "sme,sc"], ["--recipe", "release"]):
+        with pytest.raises(InputError, match=f"{more[0]} is not what the checkpoint was trained with"):
+            run(root, tmp_path / "t", "--pretrained_ckpt", checkpoint, *more, run_type="test")
+
+
+def test_the_options_written_are_the_numbers_used(root, tmp_path):
+    out = run(root, tmp_path / "b", "--recipe", "release", "--gamma", "0.7")
+    options = json.loads((out / "options.json").read_text())
+    assert (options["gamma"], options["lambda_pc"], options["st_first_class"]) == (0.7, 3.4, True)
+    lines = dict(line.split(None, 1) for line in (out / "opt.txt").read_text().splitlines())
+    assert (lines["gamma"].strip(), lines["lambda_pc"].strip()) == ("0.7", "3.4")
 
 
 def command(*words, cwd=None):

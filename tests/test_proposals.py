@@ -71,6 +71,7 @@ BAD = {
     "empty": [1, 1],
     "negative": [-0.1, 1],
     "beyond the video": [0, 11],
+    "a little beyond the video": [0, 10.02],
     "not numbers": ["0", "1"],
     "booleans": [False, True],
     "one number": [1],

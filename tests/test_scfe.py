@@ -42,7 +42,9 @@ def test_equals_brute_force(roi_size):
     rng = np.random.default_rng(roi_size)
     features = rng.standard_normal((40, 5))
     edges = np.sort(rng.uniform(0, 40, (60, 2)), axis=1)
-    proposals = np.concatenate([edges, [[0, 40], [0, 0.01], [39.99, 40], [7, 7.3], [3, 19], [0, 8]]])
+    start = rng.uniform(0, 16, 60).round(2)  # lengths at which g steps, as decimal seconds give them
+    steps = np.stack([start, (start + 8 * rng.integers(1, 4, 60)).round(2)], 1)
+    proposals = np.concatenate([edges, steps, [[0, 40], [0, 0.01], [39.99, 40], [7, 7.3], [3, 19], [0, 8]]])
     expected = brute_force(features, proposals, roi_size)
     np.testing.assert_allclose(scfe.roi_align(torch.from_numpy(features), proposals, roi_size), expected, atol=1e-10)
 

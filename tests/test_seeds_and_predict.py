@@ -97,6 +97,21 @@ def test_predictions_without_annotations_are_the_detections_of_training(root, tr
         np.testing.assert_array_equal([d["segment"] for d in found[video]], [d["segment"] for d in expected[video]])
 
 
+def test_prediction_clips_and_drops_proposals_if_asked_and_says_how_many(root, trained, tmp_path, capsys):
+    files = features_and_proposals(root, tmp_path)
+    document = json.loads((tmp_path / "p.json").read_text())
+    video = next(iter(document["results"]))
+    document["results"][video] += [{"segment": [0, 999]}, {"segment": [3, 3]}]
+    (tmp_path / "p.json").write_text(json.dumps(document))
+    found = predict(tmp_path, trained / "ckpt" / "last_model.pkl", *files, "--fix_proposals")
+    said = capsys.readouterr().err
+    assert "1 proposals were dropped" in said and "1 proposals were clipped" in said
+    length = len(np.load(tmp_path / "features" / f"{video}.npy")) * 0.64
+    assert length <= max(d["segment"][1] for d in found[video]) <= length + 0.64
+    inputs = json.loads((tmp_path / "out" / "environment.json").read_text())["inputs"]
+    assert sorted(inputs) == ["checkpoint", "features", "proposals"]
+
+
 def test_a_bare_checkpoint_takes_its_classes_from_the_dataset_it_is_for(root, trained, tmp_path):
     import torch
 
@@ -113,7 +128,10 @@ def test_a_bare_checkpoint_takes_its_classes_from_the_dataset_it_is_for(root, tr
         (lambda d: shutil.rmtree(d / "features"), "not a folder"),
         (lambda d: (d / "p.json").write_text('{"results": {}}'), "no proposals"),
         (lambda d: (d / "p.json").write_text('{"results": {"video_99": [{"segment": [0, 1]}]}}'), "none of the"),
-        (lambda d: (d / "p.json").write_text('{"results": {"video_08": [{"segment": [0, 999]}]}}'), "ends at snippet"),
+        (
+            lambda d: (d / "p.json").write_text('{"results": {"video_08": [{"segment": [0, 999]}]}}'),
+            "999.*video_08, index 0",
+        ),
         (lambda d: (d / "p.json").write_text("[]"), "results"),
     ],
 )

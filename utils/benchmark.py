@@ -89,7 +89,7 @@ def simulated_split(
     labels[np.arange(len(videos)), np.arange(len(videos)) % NUM_CLASS] = 1
     length_s = np.asarray(list(lengths.values())) * 0.64
     size = (folder / "rows.npy").stat().st_size
-    return Split(videos, labels, proposals, length_s, rows, "simulated"), load, seconds, size
+    return Split(videos, labels, proposals, length_s, rows, {}), load, seconds, size
 
 
 def sync(device: torch.device) -> None:

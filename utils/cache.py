@@ -26,7 +26,7 @@ from utils.files import file_hash, load_array, save_array, write_json
 from utils.report import log
 from utils.scfe import scfe_input
 
-VERSION = 1  # of the rows: raise it when scfe_input or the layout below changes
+VERSION = 2  # of the rows: raise it when scfe_input or the layout below changes
 MAPPED_BYTES = 1 << 29  # pages of the memory map that may stay in memory before it is opened anew
 SETTLED_S = 2.0  # a file changed later than this before it was hashed may change again within one clock tick
 

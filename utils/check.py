@@ -152,7 +152,7 @@ def check_proposals(
     """The proposals of one split against its videos, and against T where features are known."""
     problems: List[InputError] = []
     duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
-    loaded = attempt(problems, load_proposals, path, duration_s, 1 / rate, False, problems.append)
+    loaded = attempt(problems, load_proposals, path, duration_s, False, problems.append)
     findings.problems("proposals", problems)
     if loaded is None:
         return

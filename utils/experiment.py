@@ -60,8 +60,8 @@ def _free(path: Path) -> Path:
 
 
 def plain(args: object) -> Dict[str, object]:
-    """Options as data: nested dataclasses and tuples become dicts and lists."""
-    return json.loads(json.dumps(vars(args), default=lambda value: vars(value)))
+    """Options as data: tuples become lists."""
+    return json.loads(json.dumps(vars(args)))
 
 
 def write_options(folder: Path, options: Mapping[str, object]) -> None:

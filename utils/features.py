@@ -52,6 +52,13 @@ class Features:
         """float32 [T, 2D] of one video; T > 0, every value finite."""
         return self.sound(video, self.read(video))
 
+    def longest_s(self, video: str, snippets_per_second: float) -> float:
+        """Seconds that a video of T snippets can have: what is left of a last, partial one has no row.
+
+        Of a folder's .npy files, only the header is read.
+        """
+        return (self._raw(video, 0, mmap=True).shape[int(self.layout[1])] + 1) / snippets_per_second
+
     def read(self, video: str) -> np.ndarray:
         """[T, 2D] of one video, of the type and with the values that stand in its file."""
         parts = [self._part(video, source) for source in range(len(self.sources))]

@@ -35,8 +35,7 @@ def roi_align(features: Tensor, proposals: np.ndarray, roi_size: int = 12) -> Te
     """
     start, length = proposals[:, 0], proposals[:, 1] - proposals[:, 0]
     height = np.maximum((1 + 2 * SIDE) * length, 1.0)
-    # the tolerance keeps e - s of decimal seconds (15.999999999999996 or 16.0) on one side of the step
-    samples = np.ceil(height / roi_size - 1e-6).astype(np.int64)
+    samples = np.ceil(height / roi_size).astype(np.int64)
     # one flat list of (bin, sample) positions: samples[m] of them for each of the roi_size bins of proposal m
     per_bin = np.repeat(samples, roi_size)
     first = np.cumsum(per_bin) - per_bin
