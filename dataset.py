@@ -85,7 +85,11 @@ def open_features(
     sources = [root / s for s in profile.features or ()]
     if not sources:
         folder = root / f"{name}-I3D-JOINTFeatures"
-        sources = [folder if folder.is_dir() else root / f"{folder.name}.npy"]  # a NAME may hold a dot
+        file = root / f"{folder.name}.npy"  # a NAME may hold a dot
+        if folder.is_dir() and file.exists():
+            todo = 'remove one of them, or say which in dataset.json: "features"'
+            raise InputError("features twice, as a folder and as a file", file, todo)
+        sources = [folder if folder.is_dir() else file]
     return Features(sources, annotations.videos, size)
 
 

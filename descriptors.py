@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from dataset import load_source, weak_labels
 from options import Parser
+from utils.cache import locked
 from utils.errors import InputError, run_command
 from utils.files import content_hash, load_array, load_json, save_array, write_json
 
@@ -58,15 +60,19 @@ def load_or_make(
     Arguments else as in ``descriptors``. Raises InputError for files of another shape.
     """
     paths = _paths(folder, level)
-    note = _read_note(folder, level)
-    changed = note.get("source") != content_hash(video_mean, num_snippets, labels, "\0".join(classes))
-    stale = [p for p in paths if not p.is_file() or (changed and note.get(p.name) == content_hash(load_array(p)))]
-    if stale:
-        write(folder, video_mean, num_snippets, labels, classes, level, stale)
+    with ExitStack() as stack:
+        with suppress(OSError):  # where nothing can be written, nobody else writes
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / ".lock"))
+        note = _read_note(folder, level)
+        changed = note.get("source") != content_hash(video_mean, num_snippets, labels, "\0".join(classes))
+        stale = [p for p in paths if not p.is_file() or (changed and note.get(p.name) == content_hash(load_array(p)))]
+        if stale:
+            write(folder, video_mean, num_snippets, labels, classes, level, stale)
+        arrays = [load_array(path) for path in paths]
     shape = (len(classes), video_mean.shape[1] // 2)
     found = []
-    for path in paths:
-        values = load_array(path)
+    for path, values in zip(paths, arrays):
         if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
             what = f"{values.dtype} {values.shape} with these features is no finite float {shape}"
             raise InputError(what, path, "delete the file: it is then made from the training videos")

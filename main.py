@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -28,7 +29,7 @@ from utils.cache import locked
 from utils.demo import make_demo
 from utils.errors import InputError, run_command
 from utils.experiment import Stop, experiment, plain, write_environment, write_options
-from utils.files import content_hash, file_hash, load_checkpoint, save_checkpoint, write_json, write_text
+from utils.files import content_hash, file_hash, load_checkpoint, load_json, save_checkpoint, write_json, write_text
 from utils.packed import Batch
 from utils.parallel import Group, pick_device
 from utils.profile import PROFILES, dataset_root, load_annotations, load_profile, proposals_file
@@ -37,6 +38,7 @@ from utils.seeds import torch_stream
 
 # options that cannot change a result: a run may be resumed with others
 FREE = {"exp_dir", "resume", "cache_dir", "no_cache", "save_seconds", "pretrained_ckpt", "seeds"}
+FREE |= {"dataset_root", "proposals_root", "descriptors_root"}  # what is in them is hashed
 # what last_state.pt holds
 STATE = {k: dict for k in ("model", "optimizer", "options", "inputs")}
 STATE.update(epoch=int, step=int, records=list, term_names=list, history=list)
@@ -130,11 +132,11 @@ class Run:
         self.records: List[torch.Tensor] = []  # terms of the steps of this epoch
         self.term_names: List[str] = []
         self.history: List[Dict] = []  # metrics of every evaluation
-        self.options = plain(args)
+        self.options = {**plain(args), "device": group.device.type, "processes": group.size}
         self.inputs = {
             "train_labels": content_hash("\0".join(self.train.videos), self.train.labels),
             "pseudo_labels": content_hash(*self.pseudo),  # and so the descriptors
-            "profile": repr(self.profile),
+            "profile": repr(replace(self.profile, proposals_root=None, annotations=None, features=None)),
             "ground_truth": self.truth.hash(),
         }
         for name, split in (("train", self.train), ("test", self.test)):
@@ -171,13 +173,17 @@ class Run:
                 term = min(bad, key=lambda name: name in ("loss_total", "gradient_norm"))  # a part, where it is one
                 videos = ", ".join(self.train.videos[v] for v in self.batches()[step])
                 what = f"{term} is {bad[term]} in epoch {self.epoch}, step {step + 1}"
-                todo = "lower --lr; ckpt/last_state.pt and ckpt/last_model.pkl are from before"
+                todo = "lower --lr; what is in ckpt/ is from before"
                 raise InputError(what, f"videos {videos}", todo)
         return dict(zip(self.term_names, terms.double().mean(0).tolist()))
 
     # ---- state
 
     def save_state(self) -> None:
+        """Write last_state.pt; InputError, and the one before stays, if the weights are not finite."""
+        if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
+            where = f"epoch {self.epoch}, step {self.step}"
+            raise InputError("weights that are not finite", where, "lower --lr; what is in ckpt/ is from before")
         if self.group.first:
             state = {k: getattr(self, k) for k in ("epoch", "step", "term_names", "history", "options", "inputs")}
             state.update(model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
@@ -243,7 +249,12 @@ class Run:
         """What a checkpoint carries beside its weights: all that prediction needs."""
         args, profile = self.args, self.profile
         found = {name: getattr(args, name) for name in ("roi_size", "recipe", "dataset_name")}
-        found.update(feature_fps=profile.feature_fps, snippet_stride=profile.snippet_stride, epoch=self.epoch)
+        found.update(
+            feature_size=self.model.feature_size,
+            feature_fps=profile.feature_fps,
+            snippet_stride=profile.snippet_stride,
+            epoch=self.epoch,
+        )
         return {**found, "classes": list(self.classes), "losses": list(args.losses)}
 
     def say(self, bar, loss: float) -> None:
@@ -254,8 +265,8 @@ class Run:
         bar.set_description(text)
 
 
-def train_one(args: argparse.Namespace, folder: Path, group: Group, stop: Stop) -> Optional[Run]:
-    """Train one seed, evaluate every ``interval`` epochs, leave the files of a run; None if stopped on the way."""
+def train_one(args: argparse.Namespace, folder: Path, group: Group, stop: Stop) -> Run:
+    """Train one seed to the end or until asked to stop, evaluate every ``interval`` epochs, leave a run's files."""
     run = Run(args, folder, group)
     resumed = args.resume and run.resume()
     board = None
@@ -295,11 +306,23 @@ def train_one(args: argparse.Namespace, folder: Path, group: Group, stop: Stop) 
                 run.save_state()
                 saved = time.monotonic()
             if asked:
-                log(f"stopped in epoch {run.epoch}; go on with the same command and --resume --exp_dir {folder}")
-                return None
+                break
     if board:
         board.close()
     return run
+
+
+def note_seeds(folder: Path, args: argparse.Namespace) -> None:
+    """Options of a run over several seeds; more seeds may join it later. InputError where some would be left out."""
+    path = folder / "options.json"
+    before, now = load_json(path) if path.exists() else {}, plain(args)
+    if not isinstance(before, dict):
+        raise InputError("no options of a run", path, "name another --exp_dir")
+    left = set(before.get("seeds") or ()) - set(args.seeds)
+    if left:
+        raise InputError(f"seeds {sorted(left)} are in this run", path, "name all its --seeds, and more if you like")
+    if all(before.get(k, v) == v for k, v in now.items() if k not in FREE):  # else the first seed says what differs
+        write_options(folder, now)
 
 
 def train(args: argparse.Namespace, group: Group) -> int:
@@ -309,14 +332,15 @@ def train(args: argparse.Namespace, group: Group) -> int:
         folder = stack.enter_context(experiment(args.exp_dir, name, args.resume, group))
         stop = stack.enter_context(Stop())
         if args.seeds and group.first:
-            write_options(folder, plain(args))
+            note_seeds(folder, args)
         runs = []
         for seed in seeds:
             args.seed, where = seed, folder
             if args.seeds:
                 where = stack.enter_context(experiment(str(folder / f"seed{seed}"), "", args.resume, group))
             run = train_one(args, where, group, stop)
-            if run is None:
+            if run.epoch <= args.max_epoch:
+                log(f"stopped in epoch {run.epoch}; go on with the same command and --resume --exp_dir {folder}")
                 return 130
             runs.append((run.history[-1], run.best))
         if args.seeds:
@@ -382,7 +406,7 @@ def predict(args: argparse.Namespace, group: Group) -> int:
         info = {"classes": classes, "feature_fps": profile.feature_fps, "snippet_stride": profile.snippet_stride}
         info.update(roi_size=args.roi_size, losses=args.losses)
     with experiment(args.exp_dir, "predict", False, group) as folder:
-        files, use_pc = (Path(args.features), Path(args.proposals)), "pc" in info["losses"]
+        files, use_pc = ([Path(f) for f in args.features], Path(args.proposals)), "pc" in info["losses"]
         how = (args.threshold_cls, use_pc, args.fix_proposals, log)
         found, hashes = predict_videos(model.to(group.device), info["classes"], info, *files, *how)
         if not group.first:

@@ -86,7 +86,7 @@ def _losses(text: str) -> Tuple[str, ...]:
     return tuple(name for name in LOSSES if name in names)
 
 
-def _number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+def _number(kind: type, low: float, high: float = 2**31 - 1, above: bool = False) -> Callable[[str], float]:
     """A finite number in [low, high], or in (low, high] with ``above``."""
 
     def convert(text: str) -> float:
@@ -149,10 +149,13 @@ def parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("what to do")
     g.add_argument("--run_type", choices=("train", "test", "predict"), default="train", help="default: train")
     g.add_argument("--pretrained_ckpt", metavar="FILE", help="checkpoint to test or predict with; ours or the authors'")
-    g.add_argument("--features", metavar="DIR", help="predict: folder of per-video features")
+    text = "predict: folder of per-video features, or two of them: RGB and flow"
+    g.add_argument("--features", nargs="+", metavar="DIR", help=text)
     g.add_argument("--proposals", metavar="FILE", help="predict: proposals of these videos, seconds")
     g.add_argument(
-        "--exp_dir", metavar="DIR", help="where a run writes (default: output/NAME-RUN_TYPE, the next free number)"
+        "--exp_dir",
+        metavar="DIR",
+        help="where a run writes (default: output/NAME-RUN_TYPE or output/predict, the next free number)",
     )
     g.add_argument("--resume", action="store_true", help="go on from EXP_DIR/ckpt/last_state.pt, to the same bits")
     g.add_argument(
@@ -245,7 +248,10 @@ def parser() -> argparse.ArgumentParser:
         help="after the fusion layer (default: 0.5, P-MIL's)",
     )
     g.add_argument(
-        "--roi_size", type=count, default=12, help="bins of a proposal, a multiple of 6 (default: 12, P-MIL's)"
+        "--roi_size",
+        type=_number(int, 6, 1200),
+        default=12,
+        help="bins of a proposal, a multiple of 6 (default: 12, P-MIL's)",
     )
     g.add_argument(
         "--max_proposal",
@@ -322,6 +328,12 @@ def parse(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     for name in needs.get(args.run_type, ()):
         if not getattr(args, name):
             p.error(f"--run_type {args.run_type} needs --{name}")
-    if args.seeds and len(set(args.seeds)) != len(args.seeds):
-        p.error("argument --seeds: a seed stands twice")
+    if args.seeds and (len(set(args.seeds)) != len(args.seeds) or args.seed != p.get_default("seed")):
+        p.error("argument --seeds: a seed stands twice, or beside --seed")
+    foreign = {"seeds": "train", "resume": "train", "features": "predict", "proposals": "predict"}
+    for name, run_type in foreign.items():
+        if getattr(args, name) and args.run_type != run_type:
+            p.error(f"--{name} is for --run_type {run_type}")
+    if args.features and len(args.features) > 2:
+        p.error("argument --features: one folder, or one of RGB and one of flow")
     return args

@@ -10,7 +10,7 @@ import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -59,11 +59,21 @@ class Counts:
         return [f"{number} {text}" for number, text in texts if number]
 
 
+def read_results(path: Path) -> Dict[str, Any]:
+    """What a proposals file lists for each video, unchecked. Raises InputError for a file of another form."""
+    document = load_json(path, todo=WHERE_FROM, allow_nan=True)
+    results = document.get("results") if isinstance(document, dict) else None
+    if not isinstance(results, dict):
+        raise InputError("no 'results' of videos", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
+    return results
+
+
 def load_proposals(
     path: Path,
     length_s: Mapping[str, float],
     fix: bool = False,
     problem: Callable[[InputError], None] = stop,
+    results: Optional[Mapping[str, Any]] = None,
 ) -> Tuple[Dict[str, np.ndarray], Counts]:
     """Read ``{"results": {VIDEO: [{"segment": [start_s, end_s]}, …]}}``: video -> float64 [M, 2] seconds.
 
@@ -71,12 +81,9 @@ def load_proposals(
     passed over, videos with an empty list are left out. A proposal that is not two finite numbers with
     0 <= start < end, or that ends beyond its video (by more than SLACK_S), raises InputError naming file, video and
     index; with ``fix`` it is clipped or, where nothing is left, dropped. ``problem`` may do something else with that
-    error: then the video's other proposals are read on.
+    error: then the video's other proposals are read on. results: ``read_results`` of the file, if done already.
     """
-    document = load_json(path, todo=WHERE_FROM, allow_nan=True)
-    results = document.get("results") if isinstance(document, dict) else None
-    if not isinstance(results, dict):
-        raise InputError("no 'results' of videos", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
+    results = read_results(path) if results is None else results
     counts = Counts([v for v in results if v not in length_s])
     found = {}
     for video, entries in results.items():

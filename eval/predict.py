@@ -11,18 +11,19 @@ from dataset import Split
 from eval.detections import Detections
 from eval.inference import find
 from model import SEAL
-from proposals import load_proposals, to_snippets
+from proposals import load_proposals, read_results, to_snippets
 from utils.cache import Rows
 from utils.errors import InputError
 from utils.features import Features
-from utils.files import file_hash, load_json
+from utils.files import file_hash
+from utils.report import some
 
 
 def predict(
     model: SEAL,
     classes: Sequence[str],
     info: Dict,
-    features: Path,
+    features: Sequence[Path],
     proposals: Path,
     threshold_cls: float = 0.25,
     use_pc: bool = True,
@@ -32,23 +33,26 @@ def predict(
     """Detect in every video of a proposals file that has features; nothing is cached.
 
     info: feature_fps, snippet_stride (frames) and roi_size of the model's training. features: folder of per-video
-    files. proposals: JSON in seconds. Returns the detections and the hashes of both inputs. Raises InputError naming
-    file and video.
+    files, or one of RGB and one of flow. proposals: JSON in seconds. Returns the detections and the hashes of both
+    inputs. Raises InputError naming file and video.
     """
-    if not features.is_dir():
-        raise InputError("not a folder of per-video features", features, "see dataset.py convert")
+    for folder in features:
+        if not folder.is_dir():
+            raise InputError("not a folder of per-video features", folder, "see dataset.py convert")
     rate = info["feature_fps"] / info["snippet_stride"]
-    document = load_json(proposals, todo="give the JSON file of the videos' proposals")
-    results = document.get("results") if isinstance(document, dict) else None
-    names = tuple(results) if isinstance(results, dict) else ()
-    if not names:
-        raise InputError("no proposals", proposals, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    source = Features([features], names, model.feature_size)
+    results = read_results(proposals)
+    nothing = InputError("no proposals", proposals, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
+    if not results:
+        raise nothing
+    source = Features(features, tuple(results), model.feature_size)
     length_s = {v: source.longest_s(v, rate) for v in source.videos}
-    found_s, counts = load_proposals(proposals, length_s, fix_proposals)
+    found_s, counts = load_proposals(proposals, length_s, fix_proposals, results=results)
     videos = [v for v in source.videos if v in found_s]
-    if len(videos) < len(names):
-        log(f"{len(videos)} of {len(names)} videos of {proposals} have proposals and features")
+    if not videos:
+        raise nothing
+    if len(videos) < len(results):
+        without = some([v for v in results if v not in found_s])
+        log(f"{len(videos)} of {len(results)} videos of {proposals} have proposals and features; missing: {without}")
     counts.unknown.clear()  # said already
     for line in counts.lines():
         log(f"{proposals}: {line}")

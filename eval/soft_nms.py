@@ -117,7 +117,7 @@ def _rounds(segments, logs, rank, ahead, penalty, K) -> Optional[np.ndarray]:
 
     logs = logs.copy()
     settled = np.full(len(logs), -np.inf)
-    aim = max(128, int(2 * len(logs) * M / max(len(both), 1)))  # leaves some two pairs a candidate within a phase
+    aim = max(128, len(logs) * M // max(len(both), 1))  # leaves about a pair a candidate within a phase
     step = max(1, len(logs) // 1024)
     for phase in range(len(logs) + 1):
         sample = logs[phase % step :: step]
@@ -126,26 +126,26 @@ def _rounds(segments, logs, rank, ahead, penalty, K) -> Optional[np.ndarray]:
         active = np.flatnonzero(logs >= tau) if tau > -np.inf else np.flatnonzero(logs > -np.inf)
         if not len(active):
             return settled
-        if len(active) > 8 * aim:
+        if len(active) > 16 * aim:
             return None
         i = active % M
         ahead_here = np.searchsorted(active, active + ahead[i], side="right") - np.arange(1, len(active) + 1)
         x = np.repeat(np.arange(len(active)), ahead_here)
         y = _ranges(np.arange(1, len(active) + 1), ahead_here)
-        loss = cost[first[i[x]] + i[y] - i[x] - 1]
-        earlier = rank[i[x]] < rank[i[y]]  # first of the two in the caller's order, and in a tie
-        x, y = np.where(earlier, x, y), np.where(earlier, y, x)
+        loss = cost[np.repeat(first[i] - i - 1, ahead_here) + i[y]]
         level, free = logs[active], np.ones(len(active), dtype=bool)
         while len(x):
             level_x, level_y = level[x], level[y]
-            above = level_x >= level_y
+            above = level_x > level_y
+            tie = np.flatnonzero(level_x == level_y)
+            above[tie] = rank[i[x[tie]]] < rank[i[y[tie]]]  # the first of the two in the caller's order
             high, low = np.where(above, x, y), np.where(above, y, x)
             live = np.maximum(level_x, level_y) >= tau
             free[low] = False
             won = live & free[high]
-            free[low] = True
-            np.subtract.at(level, low[won], loss[won])
-            left = live & ~won
+            free[:] = True
+            hit, left = np.flatnonzero(won), np.flatnonzero(live & ~won)  # indices: faster than masks of few
+            np.subtract.at(level, low[hit], loss[hit])
             x, y, loss = x[left], y[left], loss[left]
         done = np.flatnonzero((level >= tau) & (level > -np.inf))
         settled[active[done]] = level[done]

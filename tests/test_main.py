@@ -258,6 +258,12 @@ def command(*words, cwd=None):
         (["--seeds", "1", "1"], "stands twice"),
         (["--losses", "sme,xyz"], "no subset of sme,pc,sc"),
         (["--roi_size", "7"], "no multiple of 6"),
+        (["--roi_size", "6000000000"], "not in [6, 1200]"),
+        (["--k", "9" * 30], "is not in [1, 2147483647]"),
+        (["--seeds", "1", "2", "--seed", "3"], "beside --seed"),
+        (["--run_type", "test", "--pretrained_ckpt", "x", "--seeds", "1"], "--seeds is for --run_type train"),
+        (["--run_type", "test", "--pretrained_ckpt", "x", "--exp_dir", "y", "--resume"], "is for --run_type train"),
+        (["--features", "x"], "--features is for --run_type predict"),
         (["--lr", "nan"], "nan is not in"),
         (["--dataset_root", "no/such/folder"], "no such dataset folder"),
         (["--dataset_name", "Thumos14Reduced"], "no such dataset folder"),
@@ -296,6 +302,44 @@ def test_resuming_on_changed_inputs_is_refused(root, tmp_path):
     np.save(path, labels)
     with pytest.raises(InputError, match="inputs differ: .*train_labels was"):
         main.main(arguments(copy, out, "--resume"))
+
+
+def test_a_run_may_be_resumed_from_files_that_have_moved(root, finished, tmp_path):
+    """Their content counts, not their place."""
+    import shutil
+
+    before = (finished / "results.json").read_text()
+    shutil.copytree(root, tmp_path / "tiny")
+    run(tmp_path / "tiny", finished, "--resume", "--descriptors_root", tmp_path / "d", "--device", "auto")
+    assert (finished / "results.json").read_text() == before
+
+
+def test_weights_that_are_not_finite_are_never_saved(root, tmp_path, monkeypatch):
+    real = main.Run.take_step
+
+    def overflow(self, videos):
+        real(self, videos)
+        if self.epoch == 3:
+            next(self.model.parameters()).data[0] = float("inf")
+
+    monkeypatch.setattr(main.Run, "take_step", overflow)
+    with pytest.raises(InputError, match="weights that are not finite .epoch 4, step 0"):
+        main.main(arguments(root, tmp_path / "b", "--save_seconds", "0", "--batch_size", "8"))
+    state = load_checkpoint(tmp_path / "b" / "ckpt" / "last_state.pt")
+    assert state["epoch"] == 3 and all(v.isfinite().all() for v in state["model"].values())
+
+
+@pytest.mark.parametrize("alone", ["RANK", "WORLD_SIZE"])
+def test_half_of_what_torchrun_sets_is_no_run_of_several_processes(root, tmp_path, alone):
+    value = {"RANK": "1", "WORLD_SIZE": "2"}[alone]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
+    environment.update({alone: value, "OMP_NUM_THREADS": "1"})
+    words = [sys.executable, str(ROOT / "main.py"), *arguments(root, tmp_path / "b", epochs=1)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    if alone == "RANK":
+        assert done.returncode == 0 and "protocol wtal" in done.stdout
+    else:
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "start with torchrun" in done.stderr
 
 
 def test_a_run_may_be_resumed_without_the_cache(root, finished):

@@ -16,6 +16,7 @@ import torch
 import main
 from tests import tiny
 from tests.test_main import arguments, run, same, weights_of
+from utils.errors import InputError
 from utils.files import load_checkpoint
 
 ROOT = Path(main.__file__).parent
@@ -139,6 +140,27 @@ def test_a_stop_in_one_of_two_processes_stops_both_after_the_step_and_both_go_on
     assert same(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "calm"))
     for name in ("results.json", "detections.json"):
         assert (tmp_path / "stopped" / name).read_text() == (tmp_path / "calm" / name).read_text()
+
+
+KILLED = STOPPED.replace("os.kill(os.getpid(), signal.SIGINT)", "os.kill(os.getpid(), signal.SIGKILL)")
+
+
+def test_a_killed_process_ends_the_others_in_one_line_and_all_go_on_to_the_same_bits(root, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = arguments(root, tmp_path / "killed", "--save_seconds", "0")
+    (first, _, _), (second, _, said) = in_processes(2, script, *command)
+    assert first == -9 and second == 2
+    assert said.count("error: ") == 1 and "another process of this run has ended" in said and "Traceback" not in said
+    for more in (
+        [*command, "--resume"],
+        arguments(root, tmp_path / "calm"),
+    ):
+        results = in_processes(2, ROOT / "main.py", *more)
+        assert [status for status, _, _ in results] == [0, 0], results
+    assert same(weights_of(tmp_path / "killed"), weights_of(tmp_path / "calm"))
+    with pytest.raises(InputError, match="processes was 2 and is 1"):
+        main.main([*command, "--resume"])
 
 
 def test_more_processes_than_videos_in_a_batch_are_refused(root, tmp_path):

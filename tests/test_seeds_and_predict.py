@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -53,6 +55,40 @@ def test_seeds_that_were_stopped_resume(root, tmp_path, monkeypatch):
     monkeypatch.undo()
     run(root, tmp_path / "cut", "--seeds", "0", "1", "--save_seconds", "0", "--resume")
     assert (tmp_path / "cut" / "results.json").read_text() == (whole / "results.json").read_text()
+
+
+def test_a_stopped_run_of_several_seeds_says_how_to_go_on_and_seeds_may_join_but_not_leave(
+    root, tmp_path, monkeypatch, capsys
+):
+    real, taken = main.Run.take_step, []
+
+    def stop(self, videos):
+        taken.append(1)
+        if len(taken) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, videos)
+
+    monkeypatch.setattr(main.Run, "take_step", stop)
+    folder = tmp_path / "cut"
+    assert main.main(arguments(root, folder, "--seeds", "0")) == 130
+    assert capsys.readouterr().err.strip().endswith(f"--resume --exp_dir {folder}")
+    run(root, folder, "--seeds", "0", "1", "--resume")
+    before = {name: (folder / name).read_text() for name in ("options.json", "results.json")}
+    assert json.loads(before["options.json"])["seeds"] == [0, 1]
+    with pytest.raises(InputError, match=r"seeds \[0\] are in this run"):
+        main.main(arguments(root, folder, "--seeds", "1", "--resume"))
+    with pytest.raises(InputError, match="lr was 0.001 and is 1.0"):
+        main.main(arguments(root, folder, "--seeds", "0", "1", "--resume", "--lr", "1"))
+    assert before == {name: (folder / name).read_text() for name in before}
+
+
+def test_several_seeds_on_simulated_features_say_so(root, tmp_path, capsys):
+    copy = tmp_path / "tiny"
+    shutil.copytree(root, copy)
+    (copy / "SIMULATED.txt").write_text("")
+    out = run(copy, tmp_path / "b", "--seeds", "0", "1", epochs=2)
+    assert "SIMULATED" in capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text())["last"]["mean"]["simulated"] is True
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +148,24 @@ def test_prediction_clips_and_drops_proposals_if_asked_and_says_how_many(root, t
     assert sorted(inputs) == ["checkpoint", "features", "proposals"]
 
 
+def test_prediction_takes_a_folder_of_each_modality_and_reads_what_can_be_fixed(root, trained, tmp_path, capsys):
+    files = features_and_proposals(root, tmp_path)
+    expected = predict(tmp_path, trained / "ckpt" / "last_model.pkl", *files)
+    shutil.rmtree(tmp_path / "out")
+    for name, half in (("rgb", slice(4)), ("flow", slice(4, 8))):
+        (tmp_path / name).mkdir()
+        for path in (tmp_path / "features").iterdir():
+            np.save(tmp_path / name / path.name, np.load(path)[:, half])
+    document = json.loads((tmp_path / "p.json").read_text())
+    next(iter(document["results"].values())).append({"segment": [0, float("nan")]})
+    document["results"]["video_77"] = [{"segment": [0, 1]}]
+    (tmp_path / "p.json").write_text(json.dumps(document))
+    words = ["--features", tmp_path / "rgb", tmp_path / "flow", "--proposals", tmp_path / "p.json", "--fix_proposals"]
+    assert predict(tmp_path, trained / "ckpt" / "last_model.pkl", *words) == expected
+    said = capsys.readouterr().err
+    assert "1 proposals were dropped" in said and "missing: video_77" in said
+
+
 def test_a_bare_checkpoint_takes_its_classes_from_the_dataset_it_is_for(root, trained, tmp_path):
     import torch
 
@@ -133,6 +187,7 @@ def test_a_bare_checkpoint_takes_its_classes_from_the_dataset_it_is_for(root, tr
             "999.*video_08, index 0",
         ),
         (lambda d: (d / "p.json").write_text("[]"), "results"),
+        (lambda d: (d / "p.json").write_text('{"results": {"video_08": []}}'), "no proposals"),
     ],
 )
 def test_bad_input_to_prediction_is_named(root, trained, tmp_path, spoil, words):

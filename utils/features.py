@@ -35,6 +35,13 @@ class Features:
         else:
             self._files = [_listing(folder) for folder in self.sources]
         self.videos = tuple(v for v in all_videos if v in self._row or (self._files and self._found(v)))
+        for files in self._files:
+            owner: Dict[str, str] = {}
+            for video in self.videos:
+                other = owner.setdefault(_name(files, video) or "", video)
+                if other != video:
+                    todo = "give each its own: the name may stand with or without v_"
+                    raise InputError(f"one file for {other} and {video}", files[_name(files, video) or ""], todo)
         if not self.videos:
             todo = "files are found by video name, with or without v_"
             raise InputError("features of none of the annotated videos", self.sources[0], todo)
@@ -201,7 +208,11 @@ def _listing(folder: Path) -> Dict[str, Path]:
     """Name without suffix -> file, of one folder."""
     if not folder.is_dir():
         raise InputError("no features: neither a file nor a folder", folder, WHERE_FROM)
-    return {p.stem: p for p in _feature_files(folder)}
+    found: Dict[str, Path] = {}
+    for path in _feature_files(folder):
+        if found.setdefault(path.stem, path) != path:
+            raise InputError(f"two files of one video, {found[path.stem].name} too", path, "remove one")
+    return found
 
 
 def _name(files: Dict[str, Path], video: str) -> Optional[str]:

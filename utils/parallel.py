@@ -7,7 +7,7 @@ so each computes the loss of the global batch: every mean is over the same video
 from __future__ import annotations
 
 import os
-from typing import Any, List, Sequence
+from typing import Any, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -27,24 +27,36 @@ def pick_device(name: str, tf32: bool = False) -> torch.device:
     return torch.device("cuda" if cuda and name != "cpu" else "cpu")
 
 
+def processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class Group:
     """The processes of a run on a device; one alone unless torchrun started more."""
 
     def __init__(self, device: torch.device):
-        self.rank, self.size = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        self.device = device
+        self.rank, self.size, self.device = 0, processes(), device
         if self.size > 1:
             if device.type == "cuda":
                 self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
                 torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            try:
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            except ValueError as error:
+                raise InputError(f"{error}", "WORLD_SIZE in the environment", "start with torchrun") from None
+            self.rank = dist.get_rank()
 
     def __enter__(self) -> Group:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self.size > 1:
-            dist.destroy_process_group()
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
+        if self.size == 1:
+            return
+        dist.destroy_process_group()
+        if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl")):
+            what = "another process of this run has ended, or cannot be reached"
+            raise InputError(what, None, "see what it said; go on with --resume") from None
 
     @property
     def first(self) -> bool:

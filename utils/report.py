@@ -20,7 +20,8 @@ REPORTED = {
 }
 
 
-FIRST = os.environ.get("RANK", "0") == "0"  # of the processes torchrun started, if it did
+# of the processes torchrun started, if it did
+FIRST = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def log(text: str) -> None:
@@ -76,7 +77,7 @@ def spread(results: Sequence[Mapping]) -> Dict[str, Dict]:
     for name, reduce in (("mean", np.mean), ("std", lambda x, axis: np.std(x, axis=axis, ddof=min(1, len(x) - 1)))):
         averages = [list(m["average"].values()) for m in results]
         found[name] = {
-            **{k: results[0][k] for k in ("protocol", "videos", "tiou")},
+            **{k: results[0][k] for k in ("protocol", "videos", "tiou", "simulated") if k in results[0]},
             "mAP": reduce(np.asarray([m["mAP"] for m in results], dtype=float), axis=0).tolist(),
             "average": dict(zip(results[0]["average"], reduce(np.asarray(averages, dtype=float), axis=0).tolist())),
             **{k: float(reduce(np.asarray([m[k] for m in results], dtype=float), axis=0)) for k in keys},
