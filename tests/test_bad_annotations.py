@@ -91,6 +91,11 @@ ANNOTATION = [
     case("segments lost", entry(SEGMENTS, 0, []), "segments.npy, video_00", "0 segments and 2 labels"),
     case("one segment lost", entry(SEGMENTS, 0, [[0, 1]]), "segments.npy, video_00", "1 segments and 2 labels"),
     case("segments beyond the video", entry(SEGMENTS, 5, [[1000, 2000], [3, 4]])),
+    case("segments in digits", entry(SEGMENTS, 0, [["1", "2"], "34"]), "segments.npy, video_00", "not pairs"),
+    case("segments of truth values", entry(SEGMENTS, 0, [[False, True]] * 2), "segments.npy, video_00", "not pairs"),
+    case("segments as an object", entry(SEGMENTS, 0, [{3: 1, 7: 2}] * 2), "segments.npy, video_00", "not pairs"),
+    case("segments in arrays", array(SEGMENTS, lambda a: tiny.objects([np.asarray(x) for x in a])), same=True),
+    case("a segment twice", entry(SEGMENTS, 0, [[1, 2]] * 2)),
     case("segments of no length", entry(SEGMENTS, 5, [[1, 1], [2, 2]])),
 ]  # fmt: skip
 
@@ -194,6 +199,7 @@ def without(key):
 
 
 ODD = (JSON, "video_00", "not an ActivityNet entry")
+NO_PAIRS = (JSON, "video_00", "segments are not pairs of finite seconds")
 IN_JSON = [
     *[case(f"cut {n}", cut(JSON, n), JSON) for n in range(6)],
     case("empty", write(JSON, ""), JSON),
@@ -219,7 +225,13 @@ IN_JSON = [
     case("a segment of one time", video(annotations=[{"segment": [1], "label": "jump"}]), JSON, "video_00"),
     case("a segment of three times", video(annotations=[{"segment": [1, 2, 3], "label": "jump"}]), JSON, "video_00"),
     case("a segment of text", video(annotations=[{"segment": ["a", "b"], "label": "jump"}]), JSON, "video_00"),
-    case("a segment that is a number", video(annotations=[{"segment": 3, "label": "jump"}]), *ODD),
+    case("a segment that is a number", video(annotations=[{"segment": 3, "label": "jump"}]), *NO_PAIRS),
+    *[case(f"a segment that is {json.dumps(s)}"[:40], video(annotations=[{"segment": s, "label": "jump"}]), *NO_PAIRS)
+      for s in ("12", {"3": 1, "7": 2}, ["1", "2"], [False, True], [[1], [2]], [0, 10**300], [])],
+    *[case(f"a duration that is {json.dumps(d)}"[:40], video(duration=d), *ODD)
+      for d in (True, "17.28", [17.28], 10**300)],
+    case("annotations that are an empty object", video(annotations={}), *ODD),
+    case("weak labels that are an object", video(weak_labels={"jump": 1}), *ODD),
     case("a segment of null", video(annotations=[{"segment": [None, 3], "label": "jump"}]), JSON, "video_00"),
     case("a segment in reverse", instance(segment=[3, 1]), JSON, "video_04", "before it starts"),
     case("a negative segment", instance(segment=[-3, 1]), JSON, "video_04", "before its video"),
@@ -277,6 +289,16 @@ IN_CSV = [
     case("times in reverse", line("video_00,validation,jump,2,1,17.28"), CSV, "video_00", "before it starts"),
     case("negative times", line("video_00,validation,jump,-2,1,17.28"), CSV, "video_00", "before its video"),
     case("some rows without times", line("video_00,validation,jump,,,17.28"), CSV, "video_00"),
+    case("times and no label", line("video_00,validation,,1,2,17.28"), f"{CSV}, line 2", "times and no label"),
+    case("a row twice", table(lambda lines: [*lines, lines[1]]), f"{CSV}, line 14", "the row stands twice"),
+    case("a row twice, written in another way",
+         table(lambda lines: [*lines, "video_00 ,validation,jump,1,2.50,17.28", "video_00,validation,jump,1.0,2.5,"]),
+         f"{CSV}, line 15", "the row stands twice"),
+    case("blanks around cells", table(lambda lines: [x.replace(",", " ,\t") + " " for x in lines]), same=True),
+    case("a column in capitals", line("video,subset,label,Start,End,duration", 0), CSV, "'Start'", "'start'"),
+    case("a column with a blank in it", line("video,subset,label,st art,end,duration", 0), CSV, "'st art'", "'start'"),
+    case("a column twice", line("video,subset,label,start,end,start", 0), CSV, "'start' stands twice"),
+    case("two columns without a name", table(lambda lines: [x + ",," for x in lines]), same=True),
     case("two durations", line("video_00,validation,jump,1,2,12"), CSV, "video_00", "two durations"),
     case("durations of NaN", table(lambda lines: [x.replace(",17.28", ",nan") for x in lines]), same=True),
     case("columns in another order", table(lambda lines: [",".join(x.split(",")[::-1]) for x in lines]), same=True),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from utils import cache
 from utils.cache import FileHashes, Rows, cached_rows
 from utils.errors import InputError
 from utils.scfe import scfe_input
+
+ROOT = Path(cache.__file__).parent.parent
 
 
 @pytest.fixture
@@ -195,3 +199,30 @@ def test_a_lock_that_comes_free_within_a_second_is_taken_and_another_is_not(tmp_
             with pytest.raises(BlockingIOError), cache.locked(path, wait=False):
                 pass
         holder.join()
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from utils import cache
+
+cache.MAPPED_BYTES = 1 << 23
+number = int(sys.argv[1])
+videos = [str(i) for i in range(number)]
+proposals = [np.sort(np.random.default_rng(i).uniform(0, 40, (20, 2)), 1) for i in range(number)]
+load = lambda video: np.random.default_rng(int(video)).random((40, 512), dtype=np.float32)
+rows, folder = cache.cached_rows(Path(sys.argv[2]), "x", videos, proposals, load, "s")
+total = sum(float(rows.gather([v]).mean()) for v in range(number))
+print((folder / "rows.npy").stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, total)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
+    size, peak = {}, {}
+    for number in (150, 1500):
+        words = [sys.executable, "-c", PEAK, str(number), str(tmp_path / str(number))]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True, timeout=120)
+        size[number], peak[number], _ = map(float, done.stdout.split())
+    assert size[1500] - size[150] > 150e6
+    assert peak[1500] - peak[150] < 50e6

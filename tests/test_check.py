@@ -114,7 +114,11 @@ WRONG = {
     ),
     "one video, two files": (
         lambda r: np.savez(r / "Tiny-I3D-JOINTFeatures" / "video_00.npz", np.ones((20, 8))),
-        *("note", "features", "1 file of no annotated video", "video_00.npy"),
+        *("error", "features", "two files of one video", "video_00", "remove one"),
+    ),
+    "a file with v_, a file without": (
+        lambda r: np.save(r / "Tiny-I3D-JOINTFeatures" / "v_video_00.npy", np.ones((20, 8))),
+        *("note", "features", "1 file not read: another one of the same video is: v_video_00.npy"),
     ),
     "odd width": (
         lambda r: [change(p, lambda a: a[:, :7]) for p in (r / "Tiny-I3D-JOINTFeatures").iterdir()],
@@ -150,6 +154,18 @@ WRONG = {
     "beyond": (
         annotation("segments", replaced(0, [[1.0, 1000.0]] * 2)),
         *("note", "annotations", "2 instances in 1 video with the end beyond", "video_00"),
+    ),
+    "an instance twice": (
+        annotation("segments", replaced(0, [[1.0, 2.0]] * 2)),
+        *("note", "annotations", "1 instance in 1 video repeating another, each counted: video_00"),
+    ),
+    "trained on what is tested": (
+        lambda r: [WRONG["the other split's proposals"][0](r), profile(train_subset="test")(r)],
+        *("note", "annotations", "train_subset and test_subset are both 'test'", "every test video is trained on"),
+    ),
+    "simulated features": (
+        lambda r: (r / "SIMULATED.txt").write_text(""),
+        *("note", "features", "SIMULATED: results say nothing about real videos", "SIMULATED.txt"),
     ),
     "no duration": (annotation("duration", replaced(0, np.nan)), "note", "annotations", "1 video without a duration"),
     "duration 0": (annotation("duration", replaced(0, 0.0)), "error", "annotations", "1 duration", "video_00"),
@@ -289,6 +305,13 @@ def test_every_layout_of_features_is_checked_and_named(capsys, root, kind, words
     assert status == 0 and any(words in text for text in lines(found, "ok", "features"))
 
 
+def test_a_file_without_its_other_stream_is_not_called_a_stranger(capsys, root):
+    rewrite(root, "two")
+    (root / "flow" / "video_03.npz").unlink()
+    _, found = check(capsys, root)
+    assert "1 file not read: RGB or flow of that video is missing: video_03.npz" in lines(found, "note", "features")
+
+
 def test_files_of_two_types_are_counted_by_type(capsys, root):
     feature(lambda a: a.astype(np.float64))(root)
     _, found = check(capsys, root)
@@ -351,6 +374,53 @@ def test_proposals_beyond_t_are_an_error_only_where_no_duration_vouches_for_them
     _, found = check(capsys, root)
     (line,) = lines(found, "error", "proposals")
     assert "beyond T" in line and "video_00 - proposals and features must share feature_fps" in line
+
+
+def instances_of(root, segments, duration_s=np.nan):
+    """Give video_06 other segments, and every video without one of its own no duration."""
+    count = len(segments)
+    for name, value in (("segments", segments), ("labels", ["jump"] * count)):
+        annotation(name, replaced(6, value))(root)
+    annotation("duration", lambda a: np.where(np.arange(len(a)) == 6, duration_s, a))(root)
+
+
+INSIDE = "every instance lies inside its video"
+
+
+@pytest.mark.parametrize("duration_s", [np.nan, np.inf, 0.0])
+def test_without_a_duration_instances_are_measured_by_t_and_a_last_partial_snippet(capsys, root, duration_s):
+    longest_s = (len(np.load(root / "Tiny-I3D-JOINTFeatures" / "video_06.npy")) + 1) * 16 / 25
+    instances_of(root, [[1.0, longest_s]], duration_s)
+    assert INSIDE in lines(check(capsys, root)[1], "ok")
+    instances_of(root, [[1.0, longest_s + 0.5]], duration_s)
+    _, found = check(capsys, root)
+    (line,) = (text for text in lines(found, "note", "annotations") if "instance" in text)
+    assert line.startswith(
+        "1 instance in 1 video with the end beyond the video, by up to 0.50 s: video_06 - no duration"
+    )
+    assert INSIDE not in lines(found, "ok")
+
+
+def test_instances_of_a_video_of_unknown_length_are_not_called_sound(capsys, root):
+    instances_of(root, [[1.0, 2.0], [1.0, 5000.0]])
+    (root / "Tiny-I3D-JOINTFeatures" / "video_06.npy").unlink()
+    _, found = check(capsys, root)
+    what = "2 instances in 1 video of unknown length, not checked against it: video_06"
+    assert what in lines(found, "note", "annotations") and INSIDE not in lines(found, "ok")
+
+
+def test_one_of_a_thing_is_said_in_the_singular(capsys, tmp_path):
+    root = tiny.write(tmp_path / "data", videos=2, classes=("jump",), proposals=2)
+    profile(snippet_stride=1, feature_fps=25 / 16)(root)
+    dataset.main(["check", "--dataset_name", "Tiny", "--dataset_root", str(root)])
+    out = capsys.readouterr().out
+    for words in (
+        "1.5625 frames a second, 1 frame a snippet",
+        "1 class,",
+        "1 of 1 train video has",
+        "1 of them repeats",
+    ):
+        assert words in out
 
 
 def test_names_from_files_reach_the_terminal_as_plain_text_on_one_line():

@@ -86,6 +86,21 @@ def test_a_csv_of_weak_labels_alone_is_enough_to_train(tmp_path):
     assert weak.labels == ((0,), ()) and len(read_instances(tmp_path / "a.csv", weak).video) == 0
 
 
+def test_rows_of_a_csv_that_repeat_a_weak_label_are_one_and_blanks_make_no_class(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        " video, subset,label\nv,train,jump\nv ,train , jump\nv,train,\tsauté\u00a0\n", "utf-8"
+    )
+    weak = read_weak_labels(tmp_path / "a.csv")
+    assert (weak.videos, weak.subset, weak.classes, weak.labels) == (("v",), ("train",), ("jump", "sauté"), ((0, 1),))
+
+
+def test_real_activitynet_repeats_instances_and_keeps_them(shared):
+    folder = shared / "data" / "ActivityNet1.3" / "ActivityNet1.3-Annotations"
+    found = read_instances(folder, read_weak_labels(folder))
+    rows = np.c_[found.video, found.label, found.segment_s]
+    assert (len(rows), len(rows) - len(np.unique(rows, axis=0))) == (21434, 44)
+
+
 WRONG = {
     "labels_all.npy": (lambda a: tiny.objects([["no such class"]] + list(a[1:])), "unknown class 'no such class'"),
     "videoname.npy": (lambda a: np.concatenate([a[:-1], a[:1]]), "stands twice"),

@@ -1,8 +1,9 @@
 """Annotations in their three forms on disk, one form in memory.
 
 W-TALC's folder of .npy files (bytes in some releases, str in others), ActivityNet JSON, or a CSV with the columns
-``video,subset,label[,start,end[,duration]]``. The JSON may hold what ActivityNet's cannot: "classes" beside "database"
-(their order), "weak_labels" in a video (where they differ from its annotations'), annotations without "segment".
+``video,subset,label[,start,end[,duration]]``, where blanks around a cell do not count. The JSON may hold what
+ActivityNet's cannot: "classes" beside "database" (their order), "weak_labels" in a video (where they differ from its
+annotations'), annotations without "segment".
 
 The weak label of a video and its instances are read by two functions, so
 that training, which calls the first alone, cannot reach a time stamp.
@@ -16,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from utils.errors import InputError, stop
 from utils.files import load_array, load_json
 
 Problem = Callable[[InputError], None]
+COLUMNS = ("video", "subset", "label", "start", "end", "duration")  # of a CSV; the first three must be there
 WHERE_FROM = "README, 'THUMOS14 from download to table' or 'Own data', says where each file comes from"
 
 
@@ -130,6 +132,19 @@ def read_ambiguous(path: Path, known: Sequence[str]) -> Dict[str, np.ndarray]:
     return {video: np.asarray(times) for video, times in found.items() if video in names}
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a real number that seconds can be: no text, truth value, NaN or Inf."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, (bool, np.timedelta64)):
+        return False
+    return bool(abs(value) < 1e18)  # an int may outgrow float64
+
+
+def is_segment(value: object) -> bool:
+    """Whether a value is a list of exactly two numbers; their order is not looked at."""
+    values = value.tolist() if isinstance(value, np.ndarray) else value
+    return isinstance(values, (list, tuple)) and len(values) == 2 and all(map(is_number, values))
+
+
 def _load(path: Path) -> np.ndarray:
     return load_array(path, objects=True, todo=WHERE_FROM)
 
@@ -143,6 +158,13 @@ def _label(value: object) -> str:
     if type(value) not in (str, int):
         raise TypeError("not a name")
     return str(value)
+
+
+def _list(value: object) -> list:
+    """A list in JSON; TypeError for anything else that could be gone through, such as text."""
+    if not isinstance(value, list):
+        raise TypeError("not a list")
+    return value
 
 
 def _column(path: Path) -> List[Any]:
@@ -205,11 +227,11 @@ def _checked(path, classes, videos, subset, duration_s, labels, problem: Problem
 
 
 def _pairs(times: object) -> Optional[np.ndarray]:
-    try:
-        pairs = np.asarray([list(t) for t in times] or np.zeros((0, 2)), dtype=np.float64)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+    """float64 [K, 2] of a list of segments; None where it is anything else."""
+    values = times.tolist() if isinstance(times, np.ndarray) else times
+    if not isinstance(values, (list, tuple)) or not all(map(is_segment, values)):
         return None
-    return pairs if pairs.ndim == 2 and pairs.shape[1] == 2 and np.isfinite(pairs).all() else None
+    return np.asarray([list(segment) for segment in values], dtype=np.float64).reshape(-1, 2)
 
 
 def _entries(path: Path, problem: Problem) -> Tuple[Dict[str, dict], Optional[List[str]]]:
@@ -230,15 +252,15 @@ def _entries_from_json(path: Path, problem: Problem) -> Tuple[Dict[str, dict], O
     entries = {}
     for video, entry in database.items():
         try:
-            segments = [a.get("segment") for a in entry.get("annotations", [])]
-            labels = [_label(a["label"]) for a in entry.get("annotations", [])]
-            found = [(name, None if s is None else list(s)) for name, s in zip(labels, segments)]
-            duration = float(entry.get("duration", math.nan))
+            found = [(_label(a["label"]), a.get("segment")) for a in _list(entry.get("annotations", []))]
+            duration = entry.get("duration", math.nan)
+            if "duration" in entry and not is_number(duration):
+                raise TypeError("not a number")
             entries[video] = {"subset": _label(entry["subset"]), "duration": duration, "annotations": found}
             if "weak_labels" in entry:
                 weak = entry["weak_labels"]
-                entries[video]["weak_labels"] = [_label(name) for name in ([weak] if isinstance(weak, str) else weak)]
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+                entries[video]["weak_labels"] = [_label(x) for x in ([weak] if isinstance(weak, str) else _list(weak))]
+        except (AttributeError, KeyError, TypeError):
             todo = 'expected {"subset", "duration", "annotations": [{"segment": [s, e], "label"}]}'
             problem(InputError("not an ActivityNet entry", f"{path}, {video}", todo))
     return entries, classes
@@ -247,19 +269,21 @@ def _entries_from_json(path: Path, problem: Problem) -> Tuple[Dict[str, dict], O
 def _entries_from_csv(path: Path, problem: Problem) -> Tuple[Dict[str, dict], Optional[List[str]]]:
     todo = "expected the columns video,subset,label[,start,end[,duration]] (seconds), README 'Own data'"
     entries: Dict[str, dict] = {}
+    seen: Set[Tuple] = set()
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
             text = file.read()
             if text and text[-1] not in "\r\n":  # half a number would be another number
                 raise InputError("the last line does not end", path, "add an end of line, if nothing is cut off")
             reader = csv.DictReader(StringIO(text, newline=""), strict=True)
-            if not {"video", "subset", "label"} <= set(reader.fieldnames or ()):
-                raise InputError("columns are missing", path, todo)
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            _check_head(reader.fieldnames, path, todo)
             for row in reader:
                 try:
-                    _add_row(entries, row)
+                    _add_row(entries, seen, row)
                 except ValueError as error:
-                    problem(InputError(str(error), f"{path}, line {reader.line_num}", todo))
+                    where = f"{path}, line {reader.line_num}"
+                    problem(InputError(str(error), where, "mend the line or take it out, README 'Own data'"))
         except UnicodeDecodeError as error:
             raise InputError(f"not UTF-8: {error.reason}", path, "save it as UTF-8") from None
         except csv.Error as error:
@@ -270,11 +294,25 @@ def _entries_from_csv(path: Path, problem: Problem) -> Tuple[Dict[str, dict], Op
     return entries, None
 
 
-def _add_row(entries: Dict[str, dict], row: dict) -> None:
-    """One row of a CSV into its video's entry; ValueError says what is wrong with it."""
-    if not row["video"] or not row["subset"] or None in row:
+def _check_head(names: Sequence[str], path: Path, todo: str) -> None:
+    """Refuse a head from which a column that was meant would be missing."""
+    for name, count in Counter(names).items():
+        meant = "".join(name.lower().split())
+        if name and count > 1:
+            raise InputError(f"column {name!r} stands twice", f"{path}, line 1", todo)
+        if name not in COLUMNS and meant in COLUMNS:
+            raise InputError(f"column {name!r} is not {meant!r}", f"{path}, line 1", todo)
+    if not set(COLUMNS[:3]) <= set(names):
+        raise InputError("columns are missing", path, todo)
+
+
+def _add_row(entries: Dict[str, dict], seen: Set[Tuple], row: dict) -> None:
+    """One row of a CSV into its video's entry, its instance into ``seen``; ValueError says what is wrong with it."""
+    too_many = row.pop(None, None) is not None
+    row = {name: (cell or "").strip() for name, cell in row.items()}
+    if not row["video"] or not row["subset"] or too_many:
         raise ValueError("a row without video or subset, or with too many fields")
-    times = [float(row[key]) if row.get(key) else None for key in ("start", "end", "duration")]
+    times = [float(row[key]) if row.get(key) else None for key in COLUMNS[3:]]
     if (times[0] is None) != (times[1] is None):
         raise ValueError("a row with a start and no end, or an end and no start")
     entry = entries.setdefault(row["video"], {"subset": row["subset"], "duration": math.nan, "annotations": []})
@@ -284,5 +322,13 @@ def _add_row(entries: Dict[str, dict], row: dict) -> None:
         if not math.isnan(entry["duration"]) and entry["duration"] != times[2]:
             raise ValueError(f"{row['video']!r} has two durations")
         entry["duration"] = times[2]
+    segment = None if times[0] is None else times[:2]
+    if segment is not None:
+        if not row["label"]:
+            raise ValueError("a row with times and no label")
+        instance = (row["video"], row["label"], *segment)
+        if instance in seen:
+            raise ValueError("the row stands twice")
+        seen.add(instance)
     if row["label"]:
-        entry["annotations"].append((row["label"], None if times[0] is None else times[:2]))
+        entry["annotations"].append((row["label"], segment))

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.annotations import Annotations
-from utils.check_annotations import check_annotations, subsets
+from utils.check_annotations import check_annotations, check_instances, subsets
 from utils.errors import InputError
 from utils.features import Features
 from utils.findings import Findings, attempt, many
@@ -37,13 +37,15 @@ def check_dataset(
     load_proposals: proposals.load_proposals, which this module may not import.
     """
     findings, rate = Findings(write), profile.snippets_per_second
-    stated = f"{profile.feature_fps:g} frames a second, {profile.snippet_stride:g} frames a snippet"
+    stated = f"{many(profile.feature_fps, 'frame')} a second, {many(profile.snippet_stride, 'frame')} a snippet"
     write(f"{name} in {root}: {stated}, {1 / rate:.4g} s a snippet\n")
-    annotations = check_annotations(findings, name, root, profile)
+    annotations, instances = check_annotations(findings, name, root, profile)
     if annotations is None:
         findings.add("note", "annotations", "features and proposals are checked against them, so not this time")
         return findings.close()
     length = check_features(findings, open_features, annotations, profile)
+    if instances is not None:
+        check_instances(findings, annotations, instances, length, rate)
     for role, subset in subsets(profile):
         path = proposals_file(name, profile, role, proposals_root)
         check_proposals(findings, role, subset, path, load_proposals, annotations, length, rate)
@@ -56,6 +58,10 @@ def check_features(
     """Read every video once; video -> T of those that are sound."""
     problems: List[InputError] = []
     features = attempt(problems, open_features, annotations)
+    notes = [folder / "SIMULATED.txt" for s in features.sources for folder in (s, s.parent)] if features else []
+    simulated = next((path for path in notes if path.is_file()), None)
+    if simulated:
+        findings.add("note", "features", f"SIMULATED: results say nothing about real videos, see {simulated}")
     layout = features and attempt(problems, lambda: features.layout)
     if layout is None:
         findings.problems("features", problems)
@@ -79,22 +85,41 @@ def check_features(
     for role, subset in subsets(profile):
         members = [annotations.videos[i] for i in annotations.of(subset)]
         missing = [v for v in members if v not in featured]
-        text = f"{len(members) - len(missing):,} of {len(members):,} {role} videos have features"
+        have = "has" if len(members) == 1 else "have"
+        text = f"{len(members) - len(missing):,} of {many(len(members), f'{role} video')} {have} features"
         if len(missing) == len(members) > 0:
             findings.add("error", "features", f"{text} - files are found by the names in the annotations")
         elif missing:
             findings.add("note", "features", f"{text}, left out are {some(missing)}")
         else:
             findings.add("ok", "features", text)
-    unused = features.unused()
-    if unused:
-        findings.add("note", "features", f"{many(len(unused), 'file')} of no annotated video: {some(unused)}")
+    _check_unused(findings, features, annotations)
     if length:
         snippets = list(length.values())
         spread = f"min {min(snippets):,}, median {np.median(snippets):g}, max {max(snippets):,}"
-        findings.add("ok", "features", f"finite numbers in {many(len(snippets), 'video')}; T is {spread} snippets")
+        findings.add("ok", "features", f"finite numbers in {many(len(snippets), 'video')}; T, in snippets, is {spread}")
         check_rate(findings, length, dict(zip(annotations.videos, annotations.duration_s.tolist())), profile)
     return length
+
+
+def _check_unused(findings: Findings, features: Features, annotations: Annotations) -> None:
+    """Name the files that are not read, by the reason."""
+    read, annotated = (set(map(_bare, videos)) for videos in (features.videos, annotations.videos))
+    reasons: Dict[str, List[str]] = {}
+    for file in features.unused():
+        video = _bare(Path(file).stem)
+        if video in read:
+            reason = "not read: another one of the same video is"
+        else:
+            reason = "not read: RGB or flow of that video is missing" if video in annotated else "of no annotated video"
+        reasons.setdefault(reason, []).append(file)
+    for reason, files in reasons.items():
+        findings.add("note", "features", f"{many(len(files), 'file')} {reason}: {some(files)}")
+
+
+def _bare(video: str) -> str:
+    """The name of a video without the v_ under which its file may stand."""
+    return video[2:] if video.startswith("v_") else video
 
 
 def _form(features: Features, layout: Tuple[int, bool], kinds: Mapping[str, int]) -> str:
@@ -136,7 +161,8 @@ def check_rate(
         todo = "features rescaled to one length have no stride: extract them at one"
     else:
         todo = "no one rate fits: are features and annotations of the same videos?"
-    findings.add("error", "features", f"{text}, {off.sum():,} of {len(videos):,} videos are off - {todo}")
+    are = "is" if len(videos) == 1 else "are"
+    findings.add("error", "features", f"{text}, {off.sum():,} of {many(len(videos), 'video')} {are} off - {todo}")
 
 
 def check_proposals(
@@ -160,7 +186,8 @@ def check_proposals(
     videos = [annotations.videos[i] for i in annotations.of(subset)]
     mine = {v: found[v] for v in videos if v in found}
     if videos and not mine:
-        text = f"{role}: {path} has none for {len(videos):,} videos - is it this split's, with the annotations' names?"
+        what = f"{role}: {path} has none for {many(len(videos), 'video')}"
+        text = f"{what} - is it this split's, with the annotations' names?"
         findings.add("error", "proposals", text)
         return
     number = [len(p) for p in mine.values()] or [0]
@@ -168,7 +195,11 @@ def check_proposals(
     spread = f"min {min(number)}, median {np.median(number):g}, max {max(number):,} a video"
     level = "note" if problems else "ok"
     findings.add(level, "proposals", f"{role}: {path}, for {len(mine):,} of {many(len(videos), 'video')}")
-    findings.add("ok", "proposals", f"{role}: {sum(number):,} ({spread}), {twice:,} of them repeat another")
+    findings.add(
+        "ok",
+        "proposals",
+        f"{role}: {sum(number):,} ({spread}), {twice:,} of them {'repeats' if twice == 1 else 'repeat'} another",
+    )
     without = [v for v in videos if v not in mine]
     others = [v for v in found if v not in mine]
     effect = "not trained on" if role == "train" else "nothing is detected in them"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from utils.report import some
 EDGE_S = 0.01  # an instance may end so much beyond its video: both are rounded
 
 
-def check_annotations(findings: Findings, name: str, root: Path, profile: Profile) -> Optional[Annotations]:
-    """Check all that needs annotations alone; None where not even the weak labels can be read."""
+def check_annotations(
+    findings: Findings, name: str, root: Path, profile: Profile
+) -> Tuple[Optional[Annotations], Optional[Instances]]:
+    """Check all that needs annotations alone; None for what cannot be read."""
     problems: List[InputError] = []
     path = attempt(problems, annotations_path, name, root, profile)
     annotations = path and attempt(problems, read_weak_labels, path, problems.append)
@@ -27,12 +29,15 @@ def check_annotations(findings: Findings, name: str, root: Path, profile: Profil
     ambiguous_s = annotations and attempt(problems, read_ambiguous, ambiguous, annotations.videos)
     findings.problems("annotations", problems)
     if annotations is None:
-        return None
+        return None, None
     form = "W-TALC's files" if path.is_dir() else "a CSV" if path.suffix.lower() == ".csv" else "ActivityNet's JSON"
-    counts = f"{many(len(annotations.videos), 'video')}, {len(annotations.classes)} classes"
+    counts = f"{many(len(annotations.videos), 'video')}, {many(len(annotations.classes), 'class')}"
     if instances is not None:
         counts += f", {many(len(instances.video), 'instance')}"
     findings.add("note" if problems else "ok", "annotations", f"{form} in {path}: {counts}")
+    if profile.train_subset == profile.test_subset:
+        what = f"train_subset and test_subset are both {profile.test_subset!r}: every test video is trained on"
+        findings.add("note", "annotations", f"{what}, results say nothing about new ones")
     for role, subset in subsets(profile):
         _check_labels(findings, annotations, role, subset)
     others = Counter(s for s in annotations.subset if s not in (profile.train_subset, profile.test_subset))
@@ -48,11 +53,10 @@ def check_annotations(findings: Findings, name: str, root: Path, profile: Profil
     _check_durations(findings, annotations)
     if instances is not None:
         _check_weak_labels(findings, annotations, instances, profile)
-        _check_instances(findings, annotations, instances)
     if ambiguous_s:
         count = sum(map(len, ambiguous_s.values()))
         findings.add("ok", "annotations", f"{many(count, 'ambiguous interval')} in {many(len(ambiguous_s), 'video')}")
-    return annotations
+    return annotations, instances
 
 
 def subsets(profile: Profile) -> Tuple[Tuple[str, str], Tuple[str, str]]:
@@ -110,17 +114,37 @@ def _check_weak_labels(findings: Findings, annotations: Annotations, instances: 
         findings.add("note", "annotations", f"{many(len(bare), 'test video')} without an instance: {some(bare)}")
 
 
-def _check_instances(findings: Findings, annotations: Annotations, instances: Instances) -> None:
-    (start_s, end_s), duration_s = instances.segment_s.T, annotations.duration_s[instances.video]
-    over_s = np.where(duration_s > 0, end_s - duration_s, -np.inf)
+def check_instances(
+    findings: Findings,
+    annotations: Annotations,
+    instances: Instances,
+    length: Mapping[str, int],
+    snippets_per_second: float,
+) -> None:
+    """Instances against their video: its duration or, where that is not known, its T snippets.
+
+    length: T of the videos whose features are sound; a last, partial snippet that has no row may follow them.
+    """
+    stated = np.isfinite(annotations.duration_s) & (annotations.duration_s > 0)
+    by_t_s = [(length[v] + 1) / snippets_per_second if v in length else np.nan for v in annotations.videos]
+    longest_s = np.where(stated, annotations.duration_s, by_t_s)[instances.video]
+    start_s, end_s = instances.segment_s.T
+    unknown, stated = np.isnan(longest_s), stated[instances.video]
+    over_s = np.where(unknown, -np.inf, end_s - longest_s)
+    repeats = np.ones(len(end_s), dtype=bool)
+    repeats[np.unique(np.c_[instances.video, instances.label, instances.segment_s], axis=0, return_index=True)[1]] = (
+        False
+    )
     beyond = f"with the end beyond the video, by up to {over_s.max(initial=0):.2f} s"
+    rate = " - no duration is stated: are feature_fps and snippet_stride right?"
     worst_first = np.argsort(-over_s, kind="stable")
     kinds = (
         ("error", start_s < 0, "with a start below 0", " - times are seconds from its start"),
         ("note", end_s == start_s, "with no length, which no detection can match", ""),
-        ("note", over_s > EDGE_S, beyond, ""),
+        ("note", over_s > EDGE_S, beyond, rate if (over_s > EDGE_S)[~stated].any() else ""),
+        ("note", unknown, "of unknown length, not checked against it", ""),
     )
-    for level, bad, what, todo in kinds:
+    for level, bad, what, todo in (*kinds, ("note", repeats, "repeating another, each counted", "")):
         if bad.any():
             rows = worst_first[bad[worst_first]]
             videos = list(dict.fromkeys(annotations.videos[i] for i in instances.video[rows]))

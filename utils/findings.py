@@ -45,9 +45,10 @@ class Findings:
         return 2 if errors else 0
 
 
-def many(number: int, noun: str) -> str:
-    """``1 video``, ``2,000 videos``."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+def many(number: float, noun: str) -> str:
+    """``1 video``, ``2,000 videos``, ``29.97 frames``, ``2 classes``."""
+    shown = f"{number:,.0f}" if number == round(number) else f"{number:g}"
+    return f"{shown} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def attempt(problems: List[InputError], action: Callable, *arguments: Any) -> Optional[Any]:
