@@ -71,12 +71,6 @@ class Source:
     cache_dir: Optional[Path] = Path("cache")  # None: no cache
     cache_dtype: str = "float32"
 
-    @property
-    def simulated(self) -> bool:
-        """Whether ``utils.demo`` drew the features: its note lies beside them."""
-        folders = [folder for s in self.features.sources for folder in (s, s.parent)]
-        return any((folder / "SIMULATED.txt").is_file() for folder in folders)
-
 
 def open_features(
     name: str, root: Path, profile: Profile, annotations: Annotations, size: Optional[int] = None

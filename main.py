@@ -114,7 +114,8 @@ class Run:
     def __init__(self, args: argparse.Namespace, folder: Path, group: Group):
         self.args, self.folder, self.group = args, folder, group
         source = source_of(args)
-        self.classes, self.profile, self.simulated = source.annotations.classes, source.profile, source.simulated
+        self.classes, self.profile = source.annotations.classes, source.profile
+        self.simulated = bool(source.features.simulated)
         self.train, self.test = (load_split(source, split, log) for split in ("train", "test"))
         if min(args.batch_size, len(self.train.scored)) < group.size:
             raise InputError(f"batches of fewer videos than the {group.size} processes", None, "start fewer processes")
@@ -385,7 +386,7 @@ def test(args: argparse.Namespace, group: Group) -> int:
             inputs = {f"test_{kind}": value for kind, value in split.hashes.items()}
             inputs.update(checkpoint=file_hash(path), ground_truth=truth.hash())
             write_environment(folder, group.device, args.seed, inputs)
-            if source.simulated:
+            if source.features.simulated:
                 result.metrics["simulated"] = True
             write_json(folder / "results.json", result.metrics)
             write_json(folder / "detections.json", result.detections.to_json(args.dataset_name))

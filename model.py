@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
@@ -9,6 +10,8 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from options import LOSSES, RECIPES
+from utils.annotations import WHERE_FROM
 from utils.errors import InputError
 from utils.files import load_checkpoint, save_checkpoint
 from utils.packed import Outputs
@@ -122,21 +125,24 @@ def load_model(path: Path) -> Tuple[SEAL, Dict[str, Any]]:
     Kernel-1 convolution weights [o, i, 1] and linear ones [o, i] are both accepted. Raises InputError naming file and
     parameter.
     """
-    state = load_checkpoint(path, todo="give the path of a checkpoint")
+    state = load_checkpoint(path, todo="train one (ckpt/best_model.pkl of a run), or: " + WHERE_FROM)
     todo = "give a checkpoint of this program or the authors' best_model.pkl"
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError("not a state_dict", path, todo)
     info = getattr(state, "_metadata", {}).get("seal", {})
     weights = {k: v.squeeze(-1) if v.ndim == 3 and v.shape[-1] == 1 else v for k, v in state.items()}
+    sized = [f"prop_fused_backbone.{layer}.weight" for layer in ("prop_fusion.0", "prop_classifier.2")]
     try:
-        feature_size = weights["prop_fused_backbone.prop_fusion.0.weight"].shape[0]
-        num_class = weights["prop_fused_backbone.prop_classifier.2.weight"].shape[0] - 1
+        fusion, classifier = (tuple(weights[name].shape) for name in sized)
+        feature_size, num_class = fusion[0], classifier[0] - 1
     except (KeyError, IndexError) as error:
         raise InputError(f"no parameter {error}", path, todo) from None
-    fusion = tuple(weights["prop_fused_backbone.prop_fusion.0.weight"].shape)
-    if fusion != (feature_size, 3 * feature_size) or num_class < 1:
-        raise InputError(f"a fusion layer {fusion} for {num_class} classes is no network of this kind", path, todo)
-    _check_info(info, num_class, path)
+    # values of the file fill these two, and no other layer is larger: the model takes a small multiple of the file
+    wanted = (feature_size, 3 * feature_size), (num_class + 1, feature_size // 2)
+    if (fusion, classifier) != wanted or feature_size < 2 or num_class < 1:
+        what = f"a fusion layer {fusion} with a classifier {classifier} is no network of this kind"
+        raise InputError(what, path, todo)
+    _check_info(info, feature_size, num_class, path)
     model = SEAL(feature_size, num_class)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}
@@ -150,21 +156,31 @@ def load_model(path: Path) -> Tuple[SEAL, Dict[str, Any]]:
     return model, info
 
 
-def _check_info(info: object, num_class: int, path: Path) -> None:
-    """A checkpoint's info is empty or says all that prediction needs."""
-    kinds = {
-        "classes": list,
-        "losses": list,
-        "roi_size": int,
-        "feature_fps": (int, float),
-        "snippet_stride": (int, float),
-    }
-    good = isinstance(info, dict) and (not info or all(isinstance(info.get(k), kind) for k, kind in kinds.items()))
-    if good and info:
-        positive = all(info[k] > 0 for k in ("roi_size", "feature_fps", "snippet_stride"))
-        good = positive and info["roi_size"] % 6 == 0 and len(info["classes"]) == num_class
-    if not good:
-        raise InputError("a checkpoint whose info is damaged", path, "save it again, or use its bare state_dict")
+def _check_info(info: Dict[str, Any], feature_size: int, num_class: int, path: Path) -> None:
+    """A checkpoint's info is empty, or says all that prediction needs in plain values that fit the weights."""
+    number = (int, float)
+    table = (  # name, types, what must hold of the value
+        ("classes", (list,), lambda v: _texts(v) and all(v) and len(set(v)) == len(v) == num_class),
+        ("losses", (list,), lambda v: _texts(v) and set(v) <= set(LOSSES)),
+        ("roi_size", (int,), lambda v: v % 6 == 0 and 6 <= v <= 1200),
+        ("feature_fps", number, lambda v: 1e-3 <= v < 1e6),
+        ("snippet_stride", number, lambda v: 1e-3 <= v < 1e6),
+        ("recipe", (str,), lambda v: v in RECIPES),
+        ("feature_size", (int,), lambda v: v == feature_size),
+    )
+    said = {"recipe": next(iter(RECIPES)), "feature_size": feature_size, **info}  # these two may be absent
+    wrong = [name for name, kinds, good in table if not (type(said.get(name)) in kinds and good(said[name]))]
+    try:
+        json.dumps(info, allow_nan=False)
+    except (TypeError, ValueError):
+        wrong.append("a value that is not plain")
+    if info and wrong:
+        todo = "save it again, or use its bare state_dict"
+        raise InputError(f"a checkpoint whose info is damaged: {', '.join(wrong)}", path, todo)
+
+
+def _texts(values: Sequence[object]) -> bool:
+    return all(type(value) is str for value in values)
 
 
 def _is_convolution(name: str, value: Tensor) -> bool:

@@ -89,7 +89,7 @@ FUSION, CLASSES = "prop_fusion.0.weight", "prop_classifier.2.weight"
 CHECKPOINTS = [
     *[case(f"cut {n}", cut(CHECKPOINT, n), CHECKPOINT) for n in range(5)],
     case("as it is", lambda folder: None, same=True),
-    case("missing", remove(CHECKPOINT), CHECKPOINT, "no such file"),
+    case("missing", remove(CHECKPOINT), CHECKPOINT, "no such file", "README"),
     case("empty", write(CHECKPOINT, b""), CHECKPOINT),
     case("zeros", write(CHECKPOINT, b"\0" * 1000), CHECKPOINT),
     case("a web page", write(CHECKPOINT, "<html>404</html>"), CHECKPOINT),
@@ -126,7 +126,13 @@ CHECKPOINTS = [
     case("info of no size", info(roi_size=0), CHECKPOINT),
     case("info of no rate", info(feature_fps=-1), CHECKPOINT),
     case("losses that are a number", info(losses=5), CHECKPOINT),
-    case("losses nobody knows", info(losses=["x"])),
+    case("losses nobody knows", info(losses=["x"]), CHECKPOINT, "losses"),
+    case("a tensor for a class", info(classes=[torch.ones(2), "jump"]), CHECKPOINT, "classes"),
+    case("bins that fill the memory", info(roi_size=6 * 10**8), CHECKPOINT, "roi_size"),
+    case("a rate that makes every time 0", info(feature_fps=1e-300), CHECKPOINT, "feature_fps"),
+    case("a width of other weights", info(feature_size=12), CHECKPOINT, "feature_size"),
+    case("the width of the weights", info(feature_size=8), same=True),
+    case("a billion classes without a weight", weight(CLASSES, lambda w: torch.zeros(10**9, 0)), CHECKPOINT, "10000"),
 ]  # fmt: skip
 
 

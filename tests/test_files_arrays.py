@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.make_files import npy, object_npy, objects, refusal, same, zipped
+from tests.make_files import cheaply, npy, object_npy, objects, refusal, same, zipped
 from utils.errors import InputError
 from utils.files import child, load_array, load_checkpoint, load_json, load_npz
 
@@ -240,6 +240,7 @@ def declaring(size: int, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     return bytes(data)
 
 
+NOISE = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
 BAD_ARCHIVES = {
     "no archive": (FLOATS, "zip"),
     "empty": (b"", "zip"),
@@ -247,6 +248,10 @@ BAD_ARCHIVES = {
     "a bomb of zeros": (zipped({"a.npy": npy(np.zeros(1 << 26, np.uint8))}, zipfile.ZIP_DEFLATED), "unpack to"),
     "many small bombs": (
         zipped({f"{i}.npy": npy(np.zeros(1 << 20, np.uint8)) for i in range(40)}, zipfile.ZIP_DEFLATED),
+        "unpack to",
+    ),
+    "a bomb beside honest bytes": (
+        zipped({"a.npy": npy(NOISE), "b.npy": npy(np.zeros(1 << 26, np.uint8))}, zipfile.ZIP_DEFLATED),
         "unpack to",
     ),
     "a declared size of 4 GB": (declaring(0xFFFFFFF0), "unpack to"),
@@ -275,6 +280,16 @@ def test_bad_archives_are_one_line(tmp_path, name):
     data, word = BAD_ARCHIVES[name]
     path.write_bytes(data)
     assert word in refusal(load_npz, path)
+
+
+def test_where_one_array_is_wanted_others_are_refused_unread(tmp_path):
+    path, large = tmp_path / "a.npz", npy(np.zeros(1 << 22, np.uint8))
+    for count in (0, 2, 3):
+        path.write_bytes(zipped({f"{i}.npy": large for i in range(count)}, zipfile.ZIP_DEFLATED))
+        with cheaply(2):
+            assert f"{count} arrays in one file" in refusal(load_npz, path, one=True)
+    path.write_bytes(zipped({"a.npy": FLOATS}))
+    assert list(load_npz(path, one=True)) == ["a"]
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from tests.make_files import apply, call, cheaply, in_array, name, npy, objects, refusal, value
 from utils import unpickle
+from utils.errors import InputError
 from utils.files import load_array
 
 DTYPE = call("numpy", "dtype", "f4", False, True)
@@ -125,6 +126,45 @@ def test_bombs_and_nonsense_are_refused_cheaply(tmp_path, title):
     path.write_bytes(in_array(code))
     with cheaply(64):
         assert word in refusal(lambda path: load_array(path, objects=True), path)
+
+
+SMALL = {  # a few bytes of pickle that take many of memory
+    "sets": b"\x8f",
+    "sets, remembered": b"\x8f\x94",
+    "sets of one": b"\x8f(K\1\x90",
+    "lists": b"]",
+    "lists of one": b"]Na",
+    "dicts": b"}",
+    "dicts of one": b"}K\1Ns",
+    "tuples": b"N\x85",
+    "marks": b"(",
+    "a number, remembered": b"K\7\x94",
+    "nothing": b"N",
+    "text": b"\x8c\3\xe2\x82\xac",
+    "large numbers": b"J\1\2\3\4",
+    "arrays": b"h\x50h\x51R",
+}
+
+
+@pytest.mark.parametrize("title", SMALL)
+def test_memory_is_a_small_multiple_of_the_pickle(tmp_path, monkeypatch, title):
+    """Without the fixed part of the limit, so that a short pickle shows what a long one would take."""
+    size, path = 300_000, tmp_path / "a.npy"
+    code = SMALL[title]
+    parts = RECONSTRUCT + b"q\x50(" + ARRAY + value((0,)) + value(b"b") + b"tq\x51" if title == "arrays" else b""
+    path.write_bytes(in_array(b"](" + parts + code * (size // len(code)) + b"e"))
+    monkeypatch.setattr(unpickle, "FLOOR", 0, raising=False)
+    with cheaply(15):
+        try:
+            load_array(path, objects=True)
+        except InputError as error:
+            assert "more memory than its bytes" in str(error) or "no sense" in str(error)
+
+
+def test_a_million_sets_are_refused(tmp_path):
+    path = tmp_path / "a.npy"
+    path.write_bytes(in_array(b"](" + b"\x8f" * 1_200_000 + b"e"))
+    assert "more memory than its bytes" in refusal(lambda path: load_array(path, objects=True), path)
 
 
 def test_a_memo_index_costs_nothing(tmp_path):

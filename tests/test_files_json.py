@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.make_files import refusal
+from tests.make_files import cheaply, refusal
 from utils.files import load_json
 
 
@@ -60,3 +60,32 @@ def test_bad_json_is_one_line_with_its_place(tmp_path, name):
     data, word = BAD_JSON[name]
     path.write_bytes(data)
     assert word in refusal(load_json, path, max_bytes=1000 if name == "too large" else 1 << 20)
+
+
+@pytest.mark.parametrize(
+    "data, word",
+    [
+        (b"[" + b"{}," * 12_000_000 + b"{}]", "more than 24000000 brackets"),
+        (b"[" + b"0," * 24_000_000 + b"0]", "more than 24000000 brackets"),
+        (b"[" + b'"' * 40_000_000 + b"]", "not valid JSON"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused_before_it_is_read(tmp_path, data, word):
+    path = tmp_path / "a.json"
+    path.write_bytes(data)
+    with cheaply(4 * len(data) + (16 << 20) >> 20):
+        assert word in refusal(load_json, path)
+
+
+@pytest.mark.parametrize("shift", range(-8, 4))
+def test_nesting_is_counted_over_the_pieces_it_is_read_in(tmp_path, shift):
+    """Brackets count, and those in strings do not, wherever a piece ends."""
+    path, space = tmp_path / "a.json", b" " * ((1 << 20) + shift)
+    for depth in (64, 65):
+        inside = b"[" * (depth - 1)
+        path.write_bytes(b"[" + space + b'"]\\"]]\\\\",' + inside + inside.replace(b"[", b"]") + b"]")
+        if depth == 64:
+            assert load_json(path)[0] == ']"]]\\'
+        else:
+            column = len(space) + 2 + len(b'"]\\"]]\\\\",') + 63
+            assert f"nested more than 64 deep ({path}, line 1, column {column})" in refusal(load_json, path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -150,18 +152,73 @@ def test_rows_of_another_width_are_refused():
         SEAL(16, 3)(torch.zeros(2, 47))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"roi_size": 7}, {"classes": ["a"]}, {"losses": "pc"}, {"feature_fps": 0}, {"snippet_stride": None}]
-)
-def test_damaged_info_is_refused(released, tmp_path, wrong):
-    save_model(tmp_path / "m.pkl", released[0], {**INFO, **wrong})
-    with pytest.raises(InputError, match="info is damaged"):
+DAMAGED = {
+    "classes": (["a"], "c" * 20, [], None, range(20), [*"abcdefghijklmnopqrss"], ["", *INFO["classes"][1:]],
+                [0, *INFO["classes"][1:]], [torch.ones(2), *INFO["classes"][1:]]),
+    "losses": ("pc", None, ["pc", "x"], [5], [["pc"]], [torch.ones(3)]),
+    "roi_size": (7, 0, -12, 12.0, True, "12", 1206, 6 * 10**8, torch.tensor(12)),
+    "feature_fps": (0, -25, 1e-300, 1e300, float("inf"), float("nan"), True, "25", None, 10**300, torch.tensor(25.0)),
+    "snippet_stride": (0, 1e-300, float("inf"), float("nan"), True, None, [16]),
+    "recipe": ("mine", [1], None),
+    "feature_size": (16, 32.0, "32", None, True),
+    "a value that is not plain": (torch.ones(2), [{"a": torch.ones(2)}], float("nan")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in DAMAGED.items() for value in values])
+def test_damaged_info_is_refused_by_name(released, tmp_path, name, value):
+    info = {**INFO, name: list(value) if isinstance(value, range) else value}
+    save_model(tmp_path / "m.pkl", released[0], info)
+    with pytest.raises(InputError, match=f"info is damaged: .*{name}.*m.pkl"):
         load_model(tmp_path / "m.pkl")
 
 
-def test_an_absurd_shape_is_refused_before_memory_is_taken(golden, tmp_path):
+@pytest.mark.parametrize("name", INFO)
+def test_info_without_what_prediction_needs_is_refused(released, tmp_path, name):
+    save_model(tmp_path / "m.pkl", released[0], {k: v for k, v in INFO.items() if k != name})
+    with pytest.raises(InputError, match=f"info is damaged: {name}"):
+        load_model(tmp_path / "m.pkl")
+
+
+def test_info_may_say_more(released, tmp_path):
+    more = {
+        "feature_size": 32,
+        "recipe": "release",
+        "losses": [],
+        "dataset_name": "x",
+        "epoch": 3,
+        "feature_fps": 29.97,
+    }
+    save_model(tmp_path / "m.pkl", released[0], {**INFO, **more})
+    assert load_model(tmp_path / "m.pkl")[1] == {**INFO, **more}
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"prop_fusion.0": (2_000_000, 1)},
+        {"prop_fusion.0": (10**9, 0)},
+        {"prop_fusion.0": (0, 0), "prop_classifier.2": (10**9, 0)},
+        {"prop_fusion.0": (1, 3), "prop_classifier.2": (10**9, 0)},
+        {"prop_classifier.2": (10**9, 0)},
+        {"prop_classifier.2": (10**13, 0, 1)},
+        {"prop_classifier.2": (2_000_000, 1)},
+        {"prop_classifier.2": (0, 16)},
+    ],
+)
+def test_an_absurd_shape_is_refused_before_memory_is_taken(golden, tmp_path, monkeypatch, shapes):
+    """A shape with a zero in it needs no byte of the file."""
     state = dict(load_checkpoint(golden / "checkpoint.pkl"))
-    state["prop_fused_backbone.prop_fusion.0.weight"] = torch.zeros(2_000_000, 1)
+    state.update({f"prop_fused_backbone.{layer}.weight": torch.zeros(shape) for layer, shape in shapes.items()})
     torch.save(state, tmp_path / "m.pkl")
+    monkeypatch.setattr("model.SEAL", lambda *args: pytest.fail("a model was built"))
     with pytest.raises(InputError, match="no network of this kind"):
         load_model(tmp_path / "m.pkl")
+
+
+def test_a_missing_checkpoint_names_its_place_in_the_readme(tmp_path):
+    with pytest.raises(InputError, match="no such file.*README, 'THUMOS14 from download to table'") as error:
+        load_model(tmp_path / "m.pkl")
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert "## THUMOS14 from download to table" in readme and "checkpoints/best_model.pkl" in readme
+    assert "m.pkl" in str(error.value)

@@ -58,10 +58,8 @@ def check_features(
     """Read every video once; video -> T of those that are sound."""
     problems: List[InputError] = []
     features = attempt(problems, open_features, annotations)
-    notes = [folder / "SIMULATED.txt" for s in features.sources for folder in (s, s.parent)] if features else []
-    simulated = next((path for path in notes if path.is_file()), None)
-    if simulated:
-        findings.add("note", "features", f"SIMULATED: results say nothing about real videos, see {simulated}")
+    if features and features.simulated:
+        findings.add("note", "features", f"SIMULATED: results say nothing about real videos, see {features.simulated}")
     layout = features and attempt(problems, lambda: features.layout)
     if layout is None:
         findings.problems("features", problems)

@@ -55,6 +55,12 @@ class Features:
             self._layout = self._find_layout(self._stated_size)
         return self._layout
 
+    @property
+    def simulated(self) -> Optional[Path]:
+        """The note of ``utils.demo`` beside features that it drew, if there is one."""
+        folders = [folder for s in self.sources for folder in (s, s.parent)]
+        return next((p for p in (folder / "SIMULATED.txt" for folder in folders) if p.is_file()), None)
+
     def load(self, video: str) -> np.ndarray:
         """float32 [T, 2D] of one video; T > 0, every value finite."""
         return self.sound(video, self.read(video))
@@ -120,10 +126,7 @@ class Features:
         else:
             path = self._files[source][_name(self._files[source], video) or video]
             if path.suffix == ".npz":
-                arrays = list(load_npz(path).values())
-                if len(arrays) != 1:
-                    raise InputError(f"{len(arrays)} arrays in one file", path, "one array a file, [T, 2D]")
-                array = arrays[0]
+                (array,) = load_npz(path, one=True).values()
             else:
                 array = load_array(path, mmap=mmap)
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":

@@ -84,7 +84,7 @@ def _check_profile(profile: Profile, path: Path) -> None:
     for field in ("feature_fps", "snippet_stride"):
         value = getattr(profile, field)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        require(number and 0 < value < 1e6, field, "a positive number")
+        require(number and 1e-3 <= value < 1e6, field, "a number of 0.001 or more")
     tiou = profile.tiou_thresholds
     good = isinstance(tiou, tuple) and len(tiou) > 0 and all(type(t) in (int, float) and 0 < t <= 1 for t in tiou)
     require(good and list(tiou) == sorted(set(tiou)), "tiou_thresholds", "a list of rising numbers in (0, 1]")

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Dict, List, Tuple
 
 from utils.unpickle import DICTS, Asked, Judged, Machine, Refused, Rules, Window, load_pickle, shown
 
-MAX_RATIO = 100  # an archive may unpack to this many times its own size ...
+MAX_RATIO = 100  # an archive, and each member, may unpack to this many times its own size ...
 SLACK = 1 << 24  # ... plus 16 MiB; masks of zeros shrink a lot, features hardly
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the form that torch wrote before 1.6
 _ITEMSIZE = {
@@ -102,9 +102,10 @@ def members(archive: zipfile.ZipFile, size: int, methods: Tuple[int, ...]) -> Li
             raise Refused(f"an archive with a member of an unusual kind: {shown(info.filename)}")
     if sum(info.compress_size for info in infos) > size:
         raise Refused("an archive whose members overlap")
-    unpacked = sum(info.file_size for info in infos)
-    if unpacked > MAX_RATIO * size + SLACK:
-        raise Refused(f"an archive of {size} bytes that would unpack to {unpacked}")
+    sizes = [(info.compress_size, info.file_size) for info in infos]
+    for packed, unpacked in [*sizes, (size, sum(count for _, count in sizes))]:
+        if unpacked > MAX_RATIO * packed + SLACK:
+            raise Refused(f"an archive where {packed} bytes would unpack to {unpacked}")
     return infos
 
 

@@ -2,8 +2,10 @@
 
 ``pickletools.genops`` reads the opcodes. This module gives a meaning to those that containers, strings, bytes and
 numbers need, and each global a pickle may name is a function of this project: utils.npy has the rules of arrays,
-utils.scan those of checkpoints. Any other name, opcode or state is refused where it is asked for. Memory stays a small
-multiple of the file: the machine takes O(1) per opcode, and arrays together hold at most twice the pickle's bytes.
+utils.scan those of checkpoints. Any other name, opcode or state is refused where it is asked for.
+
+Memory: arrays together hold at most twice the pickle's bytes, and everything else, as estimated from the opcodes, at
+most 32 times its bytes plus 128 MiB. One opcode, a byte, can make a set of 216.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any, BinaryIO, Callable, Dict, NamedTuple, Optional
 import numpy as np
 
 MAX_STEPS = 10_000_000  # opcodes of one pickle; the largest real file here (ActivityNet segments) has 180,000
+ROOM = 32  # times a pickle's bytes may be taken by the values in it; GTEA's segments are estimated at 52 ...
+FLOOR = 1 << 27  # ... which is for small files; ActivityNet's segments, the largest real ones here, are at 23
 MAX_DEPTH = 64  # containers inside containers
 MAX_LINE = 4096  # bytes of a text argument (protocol 0), names of globals among them
 MAX_BITS = 1024  # of one integer: generators keep 128-bit states, and printing a huge integer takes quadratic time
@@ -77,6 +81,11 @@ _PYTHON2_STRINGS = frozenset(["STRING", "BINSTRING", "SHORT_BINSTRING"])
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _NEW = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_COSTS = {  # bytes that an opcode may take for good, on the high side; any other one, a slot and a number: 32
+    **dict.fromkeys("EMPTY_LIST LIST MARK TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL STACK_GLOBAL".split(), 128),
+    **dict.fromkeys("PUT BINPUT LONG_BINPUT MEMOIZE".split(), 128),
+    **dict.fromkeys("EMPTY_DICT DICT EMPTY_SET FROZENSET REDUCE".split(), 256),
+}
 _PUTS = frozenset(["PUT", "BINPUT", "LONG_BINPUT"])
 _GETS = frozenset(["GET", "BINGET", "LONG_BINGET"])
 DICTS = (dict, OrderedDict)
@@ -111,6 +120,7 @@ class Machine:
     def __init__(self, window: Window, rules: Rules, refer: Optional[Callable[[Any], Any]]):
         self.window, self.rules, self.refer = window, rules, refer
         self.budget = 2 * window.left  # bytes: array data, and once more where it travels as Latin-1 text
+        self.room = ROOM * window.left + FLOOR
         self.steps = 0
         self.nested = 0
         self.stack: list = []
@@ -129,6 +139,9 @@ class Machine:
             self.steps += 1
             if self.steps > MAX_STEPS:
                 raise Refused(f"the pickle in it has more than {MAX_STEPS} steps")
+            self.room -= _COSTS.get(name, 32)
+            if self.room < 0:
+                raise Refused("the pickle in it would take far more memory than its bytes")
             if name in _LITERALS:
                 stack.append(_literal(arg))
             elif name in _PUTS:
