@@ -111,11 +111,23 @@ def write(
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """The command line of this module: compute from the training videos' features and write."""
-    parser = Parser(prog="descriptors.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--dataset_name", default="Thumos14reduced")
-    parser.add_argument("--dataset_root", help="default: data/NAME")
-    parser.add_argument("--descriptors_root", help="where to write; default: descriptors/NAME")
-    parser.add_argument("--level", choices=LEVELS, default="video", help="Eq. (2) or Eq. (1); default: video")
+    parser = Parser(
+        prog="descriptors.py",
+        description=__doc__.split("\n\n")[0] + " Training makes them by itself where they are missing.",
+        epilog="Example:  python descriptors.py --dataset_name Thumos14reduced --level segment",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument_group("data", "files as in the README, 'THUMOS14 from download to table'").add_argument
+    text = "default: Thumos14reduced, the paper's main set"
+    add("--dataset_name", default="Thumos14reduced", metavar="NAME", help=text)
+    add("--dataset_root", metavar="DIR", help="folder of the dataset (default: data/NAME, where main.py looks too)")
+    add = parser.add_argument_group("what to make").add_argument
+    text = "where to write (default: descriptors/NAME, where main.py looks; the segment level in its folder segment)"
+    add("--descriptors_root", metavar="DIR", help=text)
+    text = (
+        "video: mean of the videos' means, Eq. (2); segment: of all snippets, Eq. (1) (default: video, best in Table 4)"
+    )
+    add("--level", choices=LEVELS, default="video", help=text)
     args = parser.parse_args(argv)
     source = load_source(args.dataset_name, args.dataset_root)
     videos, labels = weak_labels(source, "train", print)

@@ -196,15 +196,34 @@ def stats(args: argparse.Namespace) -> None:
             print(f"    {name:<20}" + "".join(f"{v:7.3f}" for v in values))
 
 
+STATS = """Print for either split how many proposals there are, how many repeat another of their video, how long they
+are, and their recall: the share of instances that some proposal meets with at least that tIoU, whatever its class.
+No scoring of these proposals can find more. It stands there twice:
+  exact seconds    proposals and instances as the files have them: the ceiling in the protocols exact and exact210
+  whole snippets   instances rounded to whole snippets, proposals to 0.01: the ceiling in the protocol wtal (but
+                   where a profile rounds no ground truth, as ActivityNet's, wtal is exact too)"""
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """The command line of this module."""
     parser = Parser(prog="proposals.py", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("stats", help="counts, duplicates and class-agnostic recall of each split")
-    sub.add_argument("--dataset_name", default="Thumos14reduced")
-    sub.add_argument("--dataset_root", help="default: data/NAME")
-    sub.add_argument("--proposals_root", help="folder of Proposals_NAME_{train,test}.json; default: the profile's")
-    sub.add_argument("--fix_proposals", action="store_true", help="clip or drop bad proposals, with counts")
+    sub = commands.add_parser(
+        "stats",
+        help="counts, duplicates and class-agnostic recall of each split",
+        description=STATS,
+        epilog="Example:  python proposals.py stats --dataset_name Thumos14reduced --proposals_root proposals4Thumos14",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
+        allow_abbrev=False,
+    )
+    add = sub.add_argument_group("data", "files as in the README; neither features nor a model are needed").add_argument
+    text = "default: Thumos14reduced, the paper's main set"
+    add("--dataset_name", default="Thumos14reduced", metavar="NAME", help=text)
+    add("--dataset_root", metavar="DIR", help="folder of the dataset (default: data/NAME, where main.py looks too)")
+    text = "folder of Proposals_NAME_{train,test}.json (default: the profile's, else proposals4NAME)"
+    add("--proposals_root", metavar="DIR", help=text)
+    text = "clip or drop bad proposals, with counts (default: stop at the first, as it may be a sign of wrong files)"
+    add("--fix_proposals", action="store_true", help=text)
     stats(parser.parse_args(argv))
 
 

@@ -9,8 +9,6 @@ import numpy as np
 from eval.detections import Detections
 from eval.soft_nms import soft_nms
 
-__all__ = ["Candidates", "Detections", "ambiguous", "candidates", "detect", "fuse", "predicted_classes", "soft_nms"]
-
 
 class Candidates(NamedTuple):
     """The proposals of one video, scored in its predicted classes."""

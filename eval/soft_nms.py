@@ -117,7 +117,7 @@ def _rounds(segments, logs, rank, ahead, penalty, K) -> Optional[np.ndarray]:
 
     logs = logs.copy()
     settled = np.full(len(logs), -np.inf)
-    aim = max(128, len(logs) * M // max(len(both), 1))  # leaves about a pair a candidate within a phase
+    aim = max(128, len(logs) * M // max(len(both), 1))  # then one meets about one other of its phase
     step = max(1, len(logs) // 1024)
     for phase in range(len(logs) + 1):
         sample = logs[phase % step :: step]

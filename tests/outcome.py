@@ -1,10 +1,11 @@
-"""Run a command in this process as the command line would, and look at how it ended."""
+"""Run a command in this process as the command line would, and look at how it ended and what it left."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from typing import Callable, List, NamedTuple
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple
 
 import pytest
 
@@ -36,3 +37,12 @@ def refused(found: Outcome, *words: str) -> str:
     missing = [word for word in words if str(word) not in lines[-1]]
     assert not missing, f"{missing} not in: {lines[-1]}"
     return lines[-1]
+
+
+def read_scalars(folder: Path) -> Dict[str, Dict[int, float]]:
+    """Every scalar of a run as TensorBoard's own reader sees it: tag -> {step: value}."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0})
+    events.Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}

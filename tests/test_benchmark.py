@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from dataset import packed_batch
@@ -29,7 +30,7 @@ def test_the_plain_roi_align_is_ours():
 def test_the_padded_reference_has_the_loss_of_a_step_of_ours(tmp_path):
     args = parse(["--dropout_ratio", "0"])
     proposals = benchmark.proposals_like_thumos("train")[:6]
-    split, load, _, _ = benchmark.simulated_split("train", proposals, 16, Path(tmp_path), "float32")
+    split, load, _ = benchmark.simulated_split("train", proposals, 16, Path(tmp_path), "float32")
     pseudo = (np.arange(6) % 20, np.full(6, 2))
     reference = benchmark.PaddedReference(SEAL(16, 20, 0.0), split, load, pseudo, args)
     reference.features = [torch.from_numpy(load(v)) for v in split.videos]
@@ -50,9 +51,26 @@ def test_the_table_names_every_part(tmp_path, capsys, monkeypatch):
         + ["--output", str(tmp_path / "table.json")]
     )
     out = capsys.readouterr().out
-    for part in ("torch.mm", "floor of an epoch", "times the floor", "times ours", "soft-NMS", "mAP", "peak memory"):
+    for part in ("torch.mm", "every proposal on its own", "times the floor", "times the work", "times ours", "peak"):
         assert part in out
+    assert "20 classes" in out and "0.9 % of pairs overlap" in out  # as in the largest video of the real proposals
     assert len(json.loads((tmp_path / "table.json").read_text())) >= 10
+
+
+def test_the_work_really_done_counts_distinct_rows_and_with_share_rows_those_alone(tmp_path, capsys, monkeypatch):
+    twice = np.repeat([[0.0, 4.0], [3.0, 9.0]], 2, axis=0)
+    monkeypatch.setattr(benchmark, "proposals_of", lambda root, s: [twice] * 12)
+    flags = ["--width", "8", "--steps", "1", "--repeats", "1", "--device", "cpu"]
+    for more, branches in (([], 40), (["--share_rows"], 20)):  # 10 videos of 4 proposals, 2 of them distinct
+        benchmark.main(flags + more)
+        assert f"fusion of 20 distinct rows, branches of {branches}," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--repeats", "--width"])
+def test_a_number_below_one_is_refused(flag, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main([flag, "0"])
+    assert stopped.value.code == 2 and flag in capsys.readouterr().err
 
 
 def test_drawn_proposals_have_the_counts_of_thumos():

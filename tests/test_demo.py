@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from main import main
 from utils.annotations import read_ambiguous, read_instances, read_weak_labels
-from utils.demo import CLASSES, make_demo, new_folder, simulate, write_annotations
+from utils.demo import make_demo, new_folder, simulate, write_annotations
 from utils.errors import InputError
 from utils.files import load_array, load_json
-from utils.simulation import generator, make_events, make_features, make_proposals, make_world
+from utils.profile import PROFILES, load_profile, proposals_file
+from utils.simulation import CLASSES, generator, make_events, make_features, make_proposals, make_world
 
 ROOT = Path(__file__).resolve().parent.parent
 VIDEOS = (24, 12)
@@ -173,7 +179,7 @@ def annotated(folder: Path, order: slice = slice(None)) -> Path:
 
 def test_simulated_features_follow_duration_width_and_type(tmp_path):
     source = annotated(tmp_path)
-    assert simulate(source, tmp_path / "out", width=6, dtype="float32", progress=False) == "Demo"
+    assert simulate(source, tmp_path / "out", width=6, dtype="float32", progress=False)[0] == "Demo"
     annotations, _ = read(tmp_path / "out")
     for video, duration_s in zip(annotations.videos, annotations.duration_s):
         features = load_array(tmp_path / "out" / "Demo-I3D-JOINTFeatures" / f"{video}.npy")
@@ -187,12 +193,12 @@ def test_features_of_a_video_depend_on_no_other_video(tmp_path):
     (tmp_path / "back").mkdir()
     simulate(annotated(tmp_path / "forth"), tmp_path / "a", width=4, progress=False)
     simulate(annotated(tmp_path / "back", slice(None, None, -1)), tmp_path / "b", width=4, progress=False)
-    simulate(tmp_path / "forth" / "Demo-Annotations", tmp_path / "c", width=4, limit=3, proposals=9, progress=False)
+    simulate(tmp_path / "forth" / "Demo-Annotations", tmp_path / "c", width=4, limit=6, proposals=9, progress=False)
     forth, back, few = (contents(tmp_path / out / "Demo-I3D-JOINTFeatures") for out in "abc")
     assert forth == back
-    assert len(few) == 4 and few.items() <= forth.items()
+    assert len(few) == 7 and few.items() <= forth.items()
     annotations, _ = read(tmp_path / "c")
-    assert annotations.subset == ("validation", "validation", "test")
+    assert annotations.subset == ("validation",) * 4 + ("test",) * 2
     proposals = proposals_of(tmp_path / "c")
     assert list(proposals) == list(annotations.videos) and all(6 <= len(b) <= 12 for b in proposals.values())
 
@@ -214,15 +220,16 @@ def test_one_snippet_no_instance_and_a_second_long_video_are_simulated():
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        ({"duration_s": np.array([np.nan])}, "1 videos without a duration"),
-        ({"duration_s": np.array([0.0])}, "1 videos without a duration"),
-        ({"videos": ("../../x",)}, "no file name"),
+        ({"duration_s": np.array([np.nan, 9.0])}, "1 videos without a duration"),
+        ({"duration_s": np.array([9.0, 0.0])}, "1 videos without a duration"),
+        ({"videos": ("../../x", "y")}, "no file name"),
+        ({"subset": ("validation", "validation")}, "no video in subset 'test'"),
     ],
 )
 def test_annotations_that_cannot_be_simulated_are_refused_and_nothing_is_left(tmp_path, spoil, message):
     import dataclasses
 
-    make_demo(tmp_path / "made", progress=False, videos=(1, 0), width=2)
+    make_demo(tmp_path / "made", progress=False, videos=(1, 1), width=2)
     annotations, instances = read(tmp_path / "made")
     source = tmp_path / "in" / "Mine-Annotations"
     write_annotations(source, dataclasses.replace(annotations, **spoil), instances, {})
@@ -234,24 +241,98 @@ def test_annotations_that_cannot_be_simulated_are_refused_and_nothing_is_left(tm
 def test_real_annotations_of_both_kinds_of_string_are_simulated(shared, tmp_path):
     for name, train in (("Thumos14reduced", "validation"), ("ActivityNet1.3", "training")):
         source = shared / "data" / name / f"{name}-Annotations"
-        simulate(source, tmp_path, width=3, limit=5, proposals=20, progress=False)
+        simulate(source, tmp_path, width=3, limit=210, proposals=20, progress=False)
         annotations, _ = read(tmp_path, name)
         assert annotations.classes == read_weak_labels(source).classes
         train_split = load_json(tmp_path / f"Proposals_{name}_train.json")["results"]
         assert list(train_split) == [annotations.videos[i] for i in annotations.of(train)]
+        assert len(annotations.videos) == 210
+        trained_on = {c for i in annotations.of(train) for c in annotations.labels[i]}
+        assert trained_on == set(range(len(annotations.classes)))
         for video, duration_s in zip(annotations.videos, annotations.duration_s):
             features = load_array(tmp_path / f"{name}-I3D-JOINTFeatures" / f"{video}.npy")
             assert len(features) == max(1, int(duration_s * 25 / 16))
 
 
-def test_the_command_makes_the_demo_and_says_that_it_is_simulated(tmp_path):
-    def command(*arguments):
-        line = [sys.executable, "-m", "utils.demo", *map(str, arguments)]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+def as_json(root: Path, path: Path, subsets: dict) -> Path:
+    """The Demo's annotations in ActivityNet's form, with its names of the subsets."""
+    annotations, instances = read(root)
+    database = {
+        video: {
+            "subset": subsets[annotations.subset[i]],
+            "duration": annotations.duration_s[i],
+            "annotations": [
+                {"segment": instances.segment_s[g].tolist(), "label": CLASSES[instances.label[g]]}
+                for g in np.flatnonzero(instances.video == i)
+            ],
+        }
+        for i, video in enumerate(annotations.videos)
+    }
+    path.write_text(json.dumps({"database": database}))
+    return path
 
-    done = command("--out", tmp_path / "Demo", "--width", 2)
+
+def test_a_limit_keeps_a_training_video_of_every_class_that_has_one_or_is_refused(tmp_path, demo):
+    full, _ = read(demo)
+    has = {c for i in full.of("validation") for c in full.labels[i]}
+    with pytest.raises(InputError, match="--limit 2 leaves a class without a training video .*give [0-9]+ or more"):
+        simulate(demo / "Demo-Annotations", tmp_path, width=2, limit=2, progress=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError) as refused:
+        simulate(demo / "Demo-Annotations", tmp_path, width=2, limit=1, progress=False)
+    for limit in (int(re.findall("give ([0-9]+) or", str(refused.value))[0]), 20, sum(VIDEOS) - 1):
+        simulate(demo / "Demo-Annotations", tmp_path / str(limit), width=2, limit=limit, progress=False)
+        annotations, _ = read(tmp_path / str(limit))
+        assert len(set(annotations.videos)) == limit and "test" in annotations.subset
+        assert {c for i in annotations.of("validation") for c in annotations.labels[i]} == has
+
+
+def test_one_file_of_annotations_is_named_after_the_folder_and_its_profile_goes_along(tmp_path, demo):
+    (tmp_path / "in").mkdir()
+    path = as_json(demo, tmp_path / "in" / "some.v1-2.json", {"validation": "training", "test": "validation"})
+    for out, name, expected in (("ActivityNet1.2", None, "ActivityNet1.2"), ("x", "ActivityNet1.3", "ActivityNet1.3")):
+        found, profile = simulate(path, tmp_path / out, width=2, name=name, progress=False)
+        assert found == expected and profile == PROFILES[expected] == load_profile(expected, tmp_path / out)
+        assert len(list((tmp_path / out / f"{expected}-I3D-JOINTFeatures").glob("*.npy"))) == sum(VIDEOS)
+    with pytest.raises(InputError, match="no video in subset 'test'.*--name"):
+        simulate(path, tmp_path / "mine", width=2, progress=False)
+    stated = {"train_subset": "training", "test_subset": "validation", "snippet_stride": 8, "annotations": path.name}
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps(stated))
+    simulate(path, tmp_path / "mine", width=2, proposals=5, progress=False)
+    profile = load_profile("mine", tmp_path / "mine")
+    assert (profile.train_subset, profile.snippet_stride, profile.annotations) == ("training", 8, None)
+    assert proposals_file("mine", profile, "train").is_file()
+
+
+def command(*arguments):
+    line = [sys.executable, *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command_makes_the_demo_and_says_that_it_is_simulated(tmp_path):
+    done = command("-m", "utils.demo", "--out", tmp_path / "Demo", "--width", 2)
     assert done.returncode == 0 and "SIMULATED" in done.stdout, done.stderr
     assert len(read(tmp_path / "Demo")[0].videos) == 150
-    refused = command("--out", tmp_path / "Demo")
+    refused = command("-m", "utils.demo", "--out", tmp_path / "Demo")
     assert refused.returncode == 2 and refused.stderr.startswith("error: exists already") and not refused.stdout
-    assert command("--out", tmp_path / "other", "--width", 0).returncode == 2
+    for wrong in (("--width", 0), ("--limit", 5)):
+        assert command("-m", "utils.demo", "--out", tmp_path / "other", *wrong).returncode == 2
+
+
+def test_the_printed_command_trains(tmp_path, demo, capsys):
+    path = as_json(demo, tmp_path / "some.v1-2.json", {"validation": "training", "test": "validation"})
+    how = ("--annotations", path, "--out", tmp_path / "my data" / "ActivityNet1.2", "--width", 4)
+    made = command("-m", "utils.demo", *how, "--proposals", 9)
+    assert made.returncode == 0, made.stderr
+    line = shlex.split(made.stdout.splitlines()[-1])
+    own = [f"--{what}={tmp_path / what}" for what in ("exp_dir", "cache_dir", "descriptors_root")]
+    assert line[:2] == ["python", "main.py"]
+    assert not main(line[2:] + own + ["--max_epoch", "1", "--device", "cpu"])
+    assert "SIMULATED" in capsys.readouterr().out
+
+
+def test_a_command_that_needs_proposals_first_says_where(tmp_path, demo):
+    source = tmp_path / "Own-Annotations"
+    shutil.copytree(demo / "Demo-Annotations", source)
+    made = command("-m", "utils.demo", "--annotations", source, "--out", tmp_path / "out", "--width", 2)
+    assert made.returncode == 0 and "Proposals_Own_{train,test}.json in proposals4Own" in made.stdout, made.stderr

@@ -16,7 +16,7 @@ import torch
 
 import main
 from tests import tiny
-from utils.board import read_scalars
+from tests.outcome import read_scalars
 from utils.errors import InputError
 from utils.files import load_checkpoint
 

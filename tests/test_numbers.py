@@ -22,8 +22,7 @@ from eval.soft_nms import soft_nms
 from model import SEAL
 from tests import tiny
 from tests.changes import DURATION, FEATURES, all_of, array, document, hurry, results, train
-from tests.outcome import refused
-from utils.board import read_scalars
+from tests.outcome import read_scalars, refused
 from utils.files import load_checkpoint
 from utils.profile import GroundTruth, Profile
 from utils.scfe import scfe_input

@@ -7,7 +7,7 @@ import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 from utils.files import atomic
 
@@ -99,12 +99,3 @@ def take_back(folder: Path, last_step: int) -> None:
     for path in paths:
         if path != before or not kept:
             path.unlink()
-
-
-def read_scalars(folder: Path) -> Dict[str, Dict[int, float]]:
-    """Every scalar of a run as TensorBoard's own reader sees it: tag -> {step: value}."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0})
-    events.Reload()
-    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}

@@ -9,12 +9,15 @@ write the layout of THUMOS14, so that what runs on them runs on real data. As a 
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import errno
 import os
+import shlex
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -22,32 +25,13 @@ from options import Parser
 from utils.annotations import Annotations, Instances, read_ambiguous, read_instances, read_weak_labels
 from utils.errors import InputError, run_command
 from utils.files import child, write_json, write_text
-from utils.profile import PROFILES, Profile, load_profile
-from utils.simulation import generator, make_events, make_features, make_instances, make_proposals, make_world
+from utils.profile import PROFILES, Profile, load_profile, proposals_file
+from utils.simulation import Plan, generator, invent, make_features, make_proposals, make_world, spread, subset_of, walk
 
 NAME = "Demo"
-CLASSES = (  # the first two look alike, the next two move alike, and so on
-    "HighJump",
-    "PoleVault",
-    "CliffDiving",
-    "TrampolineJump",
-    "TennisServe",
-    "TennisForehand",
-    "FrisbeeThrow",
-    "DiscusThrow",
-)
 NOTE = """SIMULATED. No camera has seen these videos: utils/demo.py drew their features from random numbers (seed {}).
 Good for trying the program; a number measured on them says nothing about real videos.
 """
-
-
-class Plan(NamedTuple):
-    """The videos to simulate: what is known of them and how they are sampled."""
-
-    annotations: Annotations
-    instances: Instances
-    profile: Profile
-    seed: int
 
 
 def make_demo(
@@ -67,7 +51,7 @@ def make_demo(
     """
     root, profile = Path(root), PROFILES[NAME]
     refuse_existing(root)
-    plan, ambiguous_s = _invent(seed, videos, profile)
+    plan, ambiguous_s = invent(seed, videos, profile)
     with new_folder(root) as folder:
         wanted = Path(proposals_root or root)
         proposals_folder = folder if wanted.resolve() == root.resolve() else wanted
@@ -86,35 +70,40 @@ def simulate(
     limit: Optional[int] = None,
     proposals: int = 0,
     progress: bool = True,
-) -> str:
+    name: Optional[str] = None,
+) -> Tuple[str, Profile]:
     """Write OUT/NAME-I3D-JOINTFeatures/VIDEO.npy [T, 2 * width], T = floor(duration * fps / stride), for annotations
-    that exist, and a copy of these beside it. Returns NAME, which is their own name without "-Annotations".
+    that exist, and a copy of these beside it, so that training can run on OUT. Returns NAME and its profile.
 
-    fps and stride are the profile's, 25 and 16 without one. limit: so many videos, spread over the list. proposals: so
-    many a video, on average, are simulated too. One video is in memory at a time. Raises InputError where features are
-    there already, a duration is unknown, or a name cannot be a file's.
+    name: default, that of a folder NAME-Annotations, else of ``out``. The profile is that of OUT/dataset.json, else of
+    the one beside the annotations, else the built-in one of NAME, else the default; OUT/dataset.json says what NAME
+    does not. limit: so many videos, spread over the list, such that no class loses all of its training videos.
+    proposals: so many a video, on average, are simulated too. One video is in memory at a time. Raises InputError where
+    features are there already, a subset is empty, a duration is unknown, ``limit`` is too small for the classes, or a
+    name cannot be a file's.
     """
-    source, out = Path(annotations_path), Path(out)
-    name = source.name[: -len("-Annotations")] if source.name.endswith("-Annotations") else source.stem
-    target, features = out / f"{name}-Annotations", out / f"{name}-I3D-JOINTFeatures"
+    source, out, mark = Path(annotations_path), Path(out), "-Annotations"
+    name = name or (source.name[: -len(mark)] if source.name.endswith(mark) else out.resolve().name)
+    target, features = child(out, name, mark), child(out, name, "-I3D-JOINTFeatures")
     in_place = target.exists() and target.samefile(source)
     for path in (features,) if in_place else (features, target):
         refuse_existing(path)
-    known = name in PROFILES or (source.parent / "dataset.json").exists()
+    stated = [folder for folder in (out, source.parent) if (folder / "dataset.json").exists()]
+    profile = load_profile(name, stated[0]) if stated else PROFILES.get(name, Profile())
     annotations = read_weak_labels(source)
-    plan = Plan(
-        annotations,
-        read_instances(source, annotations),
-        load_profile(name, source.parent) if known else Profile(),
-        seed,
-    )
+    plan = Plan(annotations, read_instances(source, annotations), profile, seed)
+    for subset in (profile.train_subset, profile.test_subset):
+        if not len(annotations.of(subset)):
+            todo = (
+                f"subsets are {sorted(set(annotations.subset))}: choose --name of {', '.join(PROFILES)}, or write them"
+            )
+            raise InputError(f"no video in subset {subset!r}", source, f"{todo} into {out / 'dataset.json'}")
     unknown = np.flatnonzero(~(np.isfinite(annotations.duration_s) & (annotations.duration_s > 0)))
     if len(unknown):
         where = f"{source}, {annotations.videos[unknown[0]]}"
         raise InputError(f"{len(unknown)} videos without a duration", where, "add the durations in seconds")
     if limit is not None and limit < len(annotations.videos):
-        kept = np.linspace(0, len(annotations.videos) - 1, limit).round().astype(np.int64)
-        plan, in_place = _subset(plan, kept), False
+        plan, in_place = subset_of(plan, spread(plan, limit, source)), False
         refuse_existing(target)
     if not in_place:
         with new_folder(target) as folder:
@@ -128,65 +117,11 @@ def simulate(
     with new_folder(features) as folder:
         write_features(folder, plan, width, dtype, progress)
         write_text(folder / "SIMULATED.txt", NOTE.format(seed))
-    return name
-
-
-def _invent(seed: int, videos: Tuple[int, int], profile: Profile) -> Tuple[Plan, Dict[str, np.ndarray]]:
-    """Annotations of the data set Demo and its ambiguous intervals."""
-    rate = profile.snippets_per_second
-    names, subset, duration_s, segments_s, labels, ambiguous_s = [], [], [], [], [], {}
-    splits = (("train", profile.train_subset), ("test", profile.test_subset))
-    for (split, subset_name), count in zip(splits, videos):
-        for i in range(count):
-            video = f"demo_{split}_{i + 1:04d}"
-            rng = generator(seed, video, "annotations")
-            length = int(rng.integers(60, 241))
-            segments, label = make_instances(rng, length, len(CLASSES))
-            names.append(video)
-            subset.append(subset_name)
-            duration_s.append(round((length + rng.uniform(0.1, 0.9)) / rate, 2))
-            segments_s.append((segments / rate).round(2))
-            labels.append(label)
-            start_s = rng.uniform(0, 0.8) * length / rate
-            if split == "test" and i % 10 == 0:
-                ambiguous_s[video] = np.array([[start_s, start_s + rng.uniform(1, 5)]]).round(1)
-    weak = tuple(tuple(dict.fromkeys(label.tolist())) for label in labels)
-    annotations = Annotations(CLASSES, tuple(names), tuple(subset), np.array(duration_s), weak)
-    video = np.repeat(np.arange(len(names)), [len(label) for label in labels])
-    instances = Instances(video, np.concatenate(segments_s), np.concatenate(labels))
-    return Plan(annotations, instances, profile, seed), ambiguous_s
-
-
-def _subset(plan: Plan, kept: np.ndarray) -> Plan:
-    """The plan for the videos ``kept`` (indices) alone."""
-    full, instances = plan.annotations, plan.instances
-    videos, subset, labels = (tuple(x[i] for i in kept) for x in (full.videos, full.subset, full.labels))
-    new = np.full(len(full.videos), -1)
-    new[kept] = np.arange(len(kept))
-    rows = new[instances.video] >= 0
-    return plan._replace(
-        annotations=Annotations(full.classes, videos, subset, full.duration_s[kept], labels),
-        instances=Instances(new[instances.video[rows]], instances.segment_s[rows], instances.label[rows]),
-    )
-
-
-def _walk(plan: Plan) -> Iterator[Tuple]:
-    """(video, duration in seconds, T, segments [n, 2] in seconds, events) of each video in turn."""
-    annotations, instances, rate = plan.annotations, plan.instances, plan.profile.snippets_per_second
-    order = np.argsort(instances.video, kind="stable")
-    bounds = np.searchsorted(instances.video[order], np.arange(len(annotations.videos) + 1))
-    for i, (video, duration_s) in enumerate(zip(annotations.videos, annotations.duration_s.tolist())):
-        rows = order[bounds[i] : bounds[i + 1]]
-        segments_s, label = instances.segment_s[rows], instances.label[rows]
-        length = max(1, int(duration_s * rate + 1e-6))
-        rng = generator(plan.seed, video, "events")
-        yield (
-            video,
-            duration_s,
-            length,
-            segments_s,
-            make_events(rng, length, segments_s * rate, label, len(annotations.classes)),
-        )
+    root = str(Path(profile.proposals_root).resolve()) if profile.proposals_root and not proposals else None
+    written = dataclasses.replace(profile, annotations=None, features=None, proposals_root="." if proposals else root)
+    if profile != PROFILES.get(name) and not (out / "dataset.json").exists():
+        write_json(out / "dataset.json", {k: v for k, v in dataclasses.asdict(written).items() if v is not None})
+    return name, profile
 
 
 def write_annotations(
@@ -225,7 +160,7 @@ def write_features(folder: Path, plan: Plan, width: int, dtype: str, progress: b
     world = make_world(plan.seed, len(plan.annotations.classes), width)
     folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(
-        _walk(plan),
+        walk(plan),
         "simulating features",
         len(plan.annotations.videos),
         unit="video",
@@ -241,7 +176,7 @@ def write_proposals(folder: Path, name: str, plan: Plan, mean_count: int) -> Non
     profile, splits = plan.profile, {}
     for subset in (profile.train_subset, profile.test_subset):
         splits[subset] = {}
-    for subset, (video, duration_s, _, segments_s, events) in zip(plan.annotations.subset, _walk(plan)):
+    for subset, (video, duration_s, _, segments_s, events) in zip(plan.annotations.subset, walk(plan)):
         if subset in splits:
             rng = generator(plan.seed, video, "proposals")
             distractors_s = (
@@ -278,31 +213,65 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+EXAMPLES = """examples:
+  python -m utils.demo --out data/Demo
+      the data set Demo; main.py --dataset_name Demo makes it by itself where it is missing
+  python -m utils.demo --annotations DIR/Thumos14reduced-Annotations --out data/Thumos14reduced
+      THUMOS14 at full size, for its real proposals
+  python -m utils.demo --annotations DIR/activity_net.v1-2.min-missing-removed.json --out data/ActivityNet1.2 \\
+                       --limit 300 --width 128 --proposals 30
+      a part of ActivityNet1.2 with simulated proposals"""
+
+
 def main() -> None:
-    parser = Parser(description="Simulated two-stream features: for trying the program, not for results.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into; it is made if need be")
-    parser.add_argument(
-        "--annotations", type=Path, help="simulate features for these; default: invent the Demo data set"
+    """The command line of this module."""
+    parser = Parser(
+        prog="python -m utils.demo",
+        description="Simulated two-stream features: for trying the program, not for results.",
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
+        allow_abbrev=False,
     )
-    parser.add_argument("--width", type=int, help="values of one modality; default: 1024, Demo 64")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
-    parser.add_argument("--limit", type=int, help="only so many of the annotated videos, spread over their list")
-    parser.add_argument("--proposals", type=int, default=0, help="simulate so many proposals a video too; default: 0")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other data; default: 0")
+    add = parser.add_argument_group("what to make").add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write into; it is made if need be")
+    text = "folder, JSON or CSV: simulate features for these (default: invent the small data set Demo)"
+    add("--annotations", type=Path, metavar="PATH", help=text)
+    text = (
+        "of the data set (default: that of a folder NAME-Annotations, else of DIR, as data/NAME is where it is sought)"
+    )
+    add("--name", metavar="NAME", help=text)
+    text = "only so many of the annotated videos, at least one to train on for each class (default: all)"
+    add("--limit", type=int, metavar="N", help=text)
+    text = "simulate so many proposals a video (default: 0, as real ones are to be had; Demo always has 115)"
+    add("--proposals", type=int, default=0, metavar="N", help=text)
+    add = parser.add_argument_group("how").add_argument
+    text = "values of one modality (default: 1024 as I3D's; Demo 64, to train in two minutes)"
+    add("--width", type=int, metavar="D", help=text)
+    text = "default: float16, as released features are, and half the size"
+    add("--dtype", choices=("float16", "float32"), default="float16", help=text)
+    text = "another seed, other data (default: 0, so that all see the same)"
+    add("--seed", type=int, default=0, metavar="N", help=text)
     args = parser.parse_args()
     for flag, least in (("width", 1), ("limit", 1), ("proposals", 0), ("seed", 0)):
         value = getattr(args, flag)
         if value is not None and value < least:
             raise InputError(f"--{flag} {value}", None, f"give {least} or more")
-    name = NAME
+    if args.annotations is None and (args.name or args.limit or args.proposals):
+        parser.error("--name, --limit and --proposals are for --annotations")
+    name, profile = NAME, PROFILES[NAME]
     if args.annotations is None:
         make_demo(args.out, args.seed, width=args.width or 64, dtype=args.dtype)
     else:
-        width = args.width or 1024
-        name = simulate(args.annotations, args.out, width, args.seed, args.dtype, args.limit, args.proposals)
+        how = (args.width or 1024, args.seed, args.dtype, args.limit, args.proposals)
+        name, profile = simulate(args.annotations, args.out, *how, name=args.name)
     print(f"SIMULATED features of {name} are in {args.out}: for trying the program, not for results.")
-    folder = f" --proposals_root {args.out}" if args.annotations is None or args.proposals else ""
-    print(f"python main.py --run_type train --dataset_name {name} --dataset_root {args.out}{folder}")
+    line = ["python", "main.py", "--run_type", "train", "--dataset_name", name, "--dataset_root", str(args.out)]
+    if args.annotations is None or args.proposals:
+        line += ["--proposals_root", str(args.out)]
+    elif not proposals_file(name, profile, "train").exists():
+        place = proposals_file(name, profile, "{train,test}")
+        print(f"Training needs {place.name} in {place.parent}; --proposals 100 simulates them.")
+    print(shlex.join(line))
 
 
 if __name__ == "__main__":

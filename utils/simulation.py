@@ -13,12 +13,36 @@ trial such that a network trained with video-level labels is clearly better than
 from __future__ import annotations
 
 import hashlib
-from typing import List, NamedTuple, Tuple
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 
+from utils.annotations import Annotations, Instances
+from utils.errors import InputError
+from utils.profile import Profile
+
+CLASSES = (  # the first two look alike, the next two move alike, and so on
+    "HighJump",
+    "PoleVault",
+    "CliffDiving",
+    "TrampolineJump",
+    "TennisServe",
+    "TennisForehand",
+    "FrisbeeThrow",
+    "DiscusThrow",
+)
 NUISANCE = 16  # directions of the correlated noise
 ALIKE = 0.8  # share of the variance that the two classes of a pair have in common in one modality
+
+
+class Plan(NamedTuple):
+    """The videos to simulate: what is known of them and how they are sampled."""
+
+    annotations: Annotations
+    instances: Instances
+    profile: Profile
+    seed: int
 
 
 class World(NamedTuple):
@@ -188,3 +212,81 @@ def _tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     common = np.minimum(a[:, None, 1], b[:, 1]) - np.maximum(a[:, None, 0], b[:, 0])
     union = np.maximum(a[:, None, 1], b[:, 1]) - np.minimum(a[:, None, 0], b[:, 0])
     return np.maximum(common, 0) / np.maximum(union, 1e-9)
+
+
+# ---- data sets
+
+
+def invent(seed: int, videos: Tuple[int, int], profile: Profile) -> Tuple[Plan, Dict[str, np.ndarray]]:
+    """Annotations of the data set Demo and its ambiguous intervals."""
+    rate = profile.snippets_per_second
+    names, subset, duration_s, segments_s, labels, ambiguous_s = [], [], [], [], [], {}
+    splits = (("train", profile.train_subset), ("test", profile.test_subset))
+    for (split, subset_name), count in zip(splits, videos):
+        for i in range(count):
+            video = f"demo_{split}_{i + 1:04d}"
+            rng = generator(seed, video, "annotations")
+            length = int(rng.integers(60, 241))
+            segments, label = make_instances(rng, length, len(CLASSES))
+            names.append(video)
+            subset.append(subset_name)
+            duration_s.append(round((length + rng.uniform(0.1, 0.9)) / rate, 2))
+            segments_s.append((segments / rate).round(2))
+            labels.append(label)
+            start_s = rng.uniform(0, 0.8) * length / rate
+            if split == "test" and i % 10 == 0:
+                ambiguous_s[video] = np.array([[start_s, start_s + rng.uniform(1, 5)]]).round(1)
+    weak = tuple(tuple(dict.fromkeys(label.tolist())) for label in labels)
+    annotations = Annotations(CLASSES, tuple(names), tuple(subset), np.array(duration_s), weak)
+    video = np.repeat(np.arange(len(names)), [len(label) for label in labels])
+    instances = Instances(video, np.concatenate(segments_s), np.concatenate(labels))
+    return Plan(annotations, instances, profile, seed), ambiguous_s
+
+
+def subset_of(plan: Plan, kept: np.ndarray) -> Plan:
+    """The plan for the videos ``kept`` (indices) alone."""
+    full, instances = plan.annotations, plan.instances
+    videos, subset, labels = (tuple(x[i] for i in kept) for x in (full.videos, full.subset, full.labels))
+    new = np.full(len(full.videos), -1)
+    new[kept] = np.arange(len(kept))
+    rows = new[instances.video] >= 0
+    return plan._replace(
+        annotations=Annotations(full.classes, videos, subset, full.duration_s[kept], labels),
+        instances=Instances(new[instances.video[rows]], instances.segment_s[rows], instances.label[rows]),
+    )
+
+
+def spread(plan: Plan, limit: int, source: Path) -> np.ndarray:
+    """Indices of ``limit`` videos: one to test on, one to train on for every class that has any, the rest spread."""
+    annotations, seen = plan.annotations, set()
+    train, test = (annotations.of(subset) for subset in (plan.profile.train_subset, plan.profile.test_subset))
+    kept = [int(test[0])]
+    for i in train.tolist():
+        if not seen.issuperset(annotations.labels[i]):
+            kept.append(i)
+            seen.update(annotations.labels[i])
+    if limit < len(kept):
+        what = f"--limit {limit} leaves a class without a training video"
+        raise InputError(what, source, f"give {len(kept)} or more")
+    others = np.setdiff1d(np.concatenate([train, test]), kept)
+    more = min(limit - len(kept), len(others))
+    return np.sort(np.concatenate([kept, others[np.linspace(0, len(others) - 1, more).round().astype(np.int64)]]))
+
+
+def walk(plan: Plan) -> Iterator[Tuple]:
+    """(video, duration in seconds, T, segments [n, 2] in seconds, events) of each video in turn."""
+    annotations, instances, rate = plan.annotations, plan.instances, plan.profile.snippets_per_second
+    order = np.argsort(instances.video, kind="stable")
+    bounds = np.searchsorted(instances.video[order], np.arange(len(annotations.videos) + 1))
+    for i, (video, duration_s) in enumerate(zip(annotations.videos, annotations.duration_s.tolist())):
+        rows = order[bounds[i] : bounds[i + 1]]
+        segments_s, label = instances.segment_s[rows], instances.label[rows]
+        length = max(1, int(duration_s * rate + 1e-6))
+        rng = generator(plan.seed, video, "events")
+        yield (
+            video,
+            duration_s,
+            length,
+            segments_s,
+            make_events(rng, length, segments_s * rate, label, len(annotations.classes)),
+        )
