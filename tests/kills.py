@@ -162,7 +162,7 @@ def attempt(argv: list, log: Path, prepare=None, after_s=None, number=signal.SIG
         status = 70
         try:
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(handle, 2)
+            os.dup2(handle, 1), os.dup2(handle, 2)
             files._write = in_pieces
             if prepare is not None:
                 prepare()

@@ -137,7 +137,7 @@ def plain_roi_align(features: Tensor, proposals: Tensor, bins: int = 12) -> Tens
 
 
 class PaddedReference:
-    """A step as it is usually written: features and proposals padded, RoIAlign in every step, a loop over videos."""
+    """A step as it is usually written: proposals padded, RoIAlign in every step, a loop over videos."""
 
     def __init__(self, model: SEAL, split: Split, load, pseudo, args: argparse.Namespace):
         self.model, self.split, self.args = model, split, args
