@@ -18,14 +18,16 @@ from torch import Tensor
 from options import Parser
 from proposals import load_proposals, to_snippets
 from utils.annotations import Annotations, read_weak_labels
-from utils.cache import FileHashes, Rows, cached_rows
+from utils.cache import FileHashes, Rows, cached_rows, locked
 from utils.check import check_dataset
 from utils.convert import add_command
+from utils.demo import make_demo
 from utils.errors import InputError, run_command
 from utils.features import Features
 from utils.files import file_hash
 from utils.packed import Batch
 from utils.profile import (
+    PROFILES,
     GroundTruth,
     Profile,
     annotations_path,
@@ -34,7 +36,7 @@ from utils.profile import (
     load_profile,
     proposals_file,
 )
-from utils.report import some
+from utils.report import log, some
 from utils.seeds import stream
 
 
@@ -100,6 +102,24 @@ def load_source(
         raise InputError(what, path, "leave out --num_class")
     features = open_features(name, folder, profile, annotations, feature_size)
     return Source(name, folder, profile, annotations, features, feature_size=feature_size, **how)
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """The dataset these options name; the demo is made on first use."""
+    root = dataset_root(args.dataset_name, args.dataset_root)
+    if args.dataset_name == "Demo":
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with locked(root.parent / ".Demo.lock"):
+            proposals = proposals_file("Demo", PROFILES["Demo"], "train", args.proposals_root)
+            if not root.exists():
+                log(f"making the Demo dataset in {root}: simulated features, to try the program, not for results")
+                make_demo(root, proposals_root=proposals.parent)
+            elif not proposals.exists():
+                raise InputError("the Demo without its proposals", proposals, f"delete {root}: both are then made anew")
+    names = ("proposals_root", "fix_proposals", "feature_size", "roi_size", "cache_dtype")
+    how = {name: getattr(args, name) for name in names}
+    cache_dir = None if args.no_cache else Path(args.cache_dir)
+    return load_source(args.dataset_name, args.dataset_root, args.num_class, cache_dir=cache_dir, **how)
 
 
 def split_truth(source: Source, split: Split) -> GroundTruth:

@@ -17,22 +17,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from dataset import Inputs, epoch_order, load_source, load_split, packed_batch, split_truth
+from dataset import Inputs, epoch_order, load_split, packed_batch, source_of, split_truth
 from descriptors import load_or_make
+from eval.commands import predict, test
 from eval.inference import evaluate
-from eval.predict import predict as predict_videos
 from losses import pseudo_labels, seal_terms, weights
-from model import SEAL, check_classes, load_model, save_model
-from options import parse, parser, recipe_of
+from model import SEAL, save_model
+from options import parse, recipe_of
 from utils.board import Board
-from utils.cache import locked
-from utils.demo import make_demo
 from utils.errors import InputError, run_command
 from utils.experiment import Stop, experiment, plain, write_environment, write_options
-from utils.files import content_hash, file_hash, load_checkpoint, load_json, save_checkpoint, write_json, write_text
+from utils.files import content_hash, load_checkpoint, load_json, save_checkpoint, write_json, write_text
 from utils.packed import Batch
 from utils.parallel import Group, pick_device
-from utils.profile import PROFILES, dataset_root, load_annotations, load_profile, proposals_file
 from utils.report import aligned, columns, headline, log, percents, progress, row, spread, table
 from utils.seeds import torch_stream
 
@@ -88,24 +85,6 @@ def adam(model: nn.Module, args: argparse.Namespace) -> torch.optim.Adam:
         return torch.optim.Adam(model.parameters(), fused=True, **settings)
     except RuntimeError:
         return torch.optim.Adam(model.parameters(), **settings)
-
-
-def source_of(args: argparse.Namespace):
-    """The dataset these options name; the demo is made on first use."""
-    root = dataset_root(args.dataset_name, args.dataset_root)
-    if args.dataset_name == "Demo":
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with locked(root.parent / ".Demo.lock"):
-            proposals = proposals_file("Demo", PROFILES["Demo"], "train", args.proposals_root)
-            if not root.exists():
-                log(f"making the Demo dataset in {root}: simulated features, to try the program, not for results")
-                make_demo(root, proposals_root=proposals.parent)
-            elif not proposals.exists():
-                raise InputError("the Demo without its proposals", proposals, f"delete {root}: both are then made anew")
-    names = ("proposals_root", "fix_proposals", "feature_size", "roi_size", "cache_dtype")
-    how = {name: getattr(args, name) for name in names}
-    cache_dir = None if args.no_cache else Path(args.cache_dir)
-    return load_source(args.dataset_name, args.dataset_root, args.num_class, cache_dir=cache_dir, **how)
 
 
 class Run:
@@ -358,64 +337,6 @@ def train(args: argparse.Namespace, group: Group) -> int:
         if group.first:
             print(table(args.dataset_name, args.recipe, results))
         log(f"everything is in {folder}; look with: tensorboard --logdir {folder}")
-    return 0
-
-
-def test(args: argparse.Namespace, group: Group) -> int:
-    """Score the test split with a checkpoint and print the table. Returns the exit status."""
-    path = Path(args.pretrained_ckpt)
-    model, info = load_model(path)
-    for name in {"roi_size", "recipe", "losses"} & set(info):  # what the checkpoint says of itself
-        given, said = getattr(args, name), type(getattr(args, name))(info[name])
-        if given not in (said, parser().get_default(name)):
-            what = f"--{name} is not what the checkpoint was trained with: {info[name]}"
-            raise InputError(what, path, f"leave out --{name}")
-        setattr(args, name, said)
-    source = source_of(args)
-    check_classes(path, model, info, source.annotations.classes)
-    with experiment(args.exp_dir, f"{args.dataset_name}-test", False, group) as folder:
-        split = load_split(source, "test", log)
-        if split.rows.width != 3 * model.feature_size:
-            what = f"checkpoint for features of width {model.feature_size}, the data have {split.rows.width // 3}"
-            raise InputError(what, path, "use the features it was trained on")
-        how = (args.protocol, args.threshold_cls, "pc" in args.losses, group)
-        truth = split_truth(source, split)
-        result = evaluate(model.to(group.device), split, truth, source.profile, *how)
-        if group.first:
-            write_options(folder, plain(args))
-            inputs = {f"test_{kind}": value for kind, value in split.hashes.items()}
-            inputs.update(checkpoint=file_hash(path), ground_truth=truth.hash())
-            write_environment(folder, group.device, args.seed, inputs)
-            if source.features.simulated:
-                result.metrics["simulated"] = True
-            write_json(folder / "results.json", result.metrics)
-            write_json(folder / "detections.json", result.detections.to_json(args.dataset_name))
-            print(table(args.dataset_name, args.recipe, {path.name: result.metrics}))
-        log(f"results.json and detections.json are in {folder}")
-    return 0
-
-
-def predict(args: argparse.Namespace, group: Group) -> int:
-    """Write detections for videos without annotations. Returns the exit status."""
-    path = Path(args.pretrained_ckpt)
-    model, info = load_model(path)
-    if not info:  # the authors' bare checkpoints: what they do not say comes from the dataset they are for
-        root = dataset_root(args.dataset_name, args.dataset_root)
-        profile = load_profile(args.dataset_name, root)
-        classes = load_annotations(args.dataset_name, root, profile).classes
-        check_classes(path, model, info, classes)
-        info = {"classes": classes, "feature_fps": profile.feature_fps, "snippet_stride": profile.snippet_stride}
-        info.update(roi_size=args.roi_size, losses=args.losses)
-    with experiment(args.exp_dir, "predict", False, group) as folder:
-        files, use_pc = ([Path(f) for f in args.features], Path(args.proposals)), "pc" in info["losses"]
-        how = (args.threshold_cls, use_pc, args.fix_proposals, log)
-        found, hashes = predict_videos(model.to(group.device), info["classes"], info, *files, *how)
-        if not group.first:
-            return 0
-        write_options(folder, plain(args))
-        write_environment(folder, group.device, args.seed, {**hashes, "checkpoint": file_hash(path)})
-        write_json(folder / "detections.json", found.to_json(path.name))
-        print(f"{len(found.video):,} detections in {len(found.videos)} videos: {folder / 'detections.json'}")
     return 0
 
 
