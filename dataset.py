@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from options import Parser
-from proposals import load_proposals, to_snippets
+from proposals import check_segments, load_proposals, to_snippets
 from utils.annotations import Annotations, read_weak_labels
 from utils.cache import FileHashes, Rows, cached_rows, locked
 from utils.check import check_dataset
@@ -110,7 +110,8 @@ def source_of(args: argparse.Namespace) -> Source:
     if args.dataset_name == "Demo":
         root.parent.mkdir(parents=True, exist_ok=True)
         with locked(root.parent / ".Demo.lock"):
-            proposals = proposals_file("Demo", PROFILES["Demo"], "train", args.proposals_root)
+            profile = load_profile("Demo", root) if root.exists() else PROFILES["Demo"]
+            proposals = proposals_file("Demo", profile, "train", args.proposals_root)
             if not root.exists():
                 log(f"making the Demo dataset in {root}: simulated features, to try the program, not for results")
                 make_demo(root, proposals_root=proposals.parent)
@@ -162,9 +163,10 @@ def load_split(source: Source, split: str, log: Callable[[str], None] = print) -
     path = proposals_file(source.name, profile, split, source.proposals_root)
     rate = profile.snippets_per_second
     length_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
-    for video in videos:
-        if np.isnan(length_s[video]):
-            length_s[video] = source.features.longest_s(video, rate)
+    if source.fix_proposals:  # to clip proposals needs every length; to check them can wait for the rows
+        for video in videos:
+            if not np.isfinite(length_s[video]):
+                length_s[video] = source.features.longest_s(video, rate)
     found_s, counts = load_proposals(path, length_s, source.fix_proposals)
     for line in counts.lines():
         log(f"{path}: {line}")
@@ -177,6 +179,10 @@ def load_split(source: Source, split: str, log: Callable[[str], None] = print) -
         effect = "not trained on" if split == "train" else "no detections from them"
         log(f"{len(without)} of {len(videos)} {split} videos have no proposal ({effect}): {some(without)}")
     rows, signature = _rows(source, split, videos, proposals)
+    for video, snippets in zip(videos, rows.num_snippets):
+        if not np.isfinite(length_s[video]):
+            length_s[video] = (snippets + 1) / rate  # as Features.longest_s
+            check_segments(found_s.get(video, none), length_s[video], f"{path}, {video}")
     seconds = np.asarray([length_s[v] for v in videos])
     off = np.abs(rows.num_snippets - seconds * rate) > np.maximum(2, 0.05 * seconds * rate)
     if off.any():

@@ -27,7 +27,7 @@ from options import parse, recipe_of
 from utils.board import Board
 from utils.errors import InputError, run_command
 from utils.experiment import Stop, experiment, plain, write_environment, write_options
-from utils.files import content_hash, load_checkpoint, load_json, save_checkpoint, write_json, write_text
+from utils.files import content_hash, load_checkpoint, save_checkpoint, write_json, write_text
 from utils.packed import Batch
 from utils.parallel import Group, pick_device
 from utils.report import aligned, columns, headline, log, percents, progress, row, spread, table
@@ -159,11 +159,14 @@ class Run:
 
     # ---- state
 
-    def save_state(self) -> None:
-        """Write last_state.pt; InputError, and the one before stays, if the weights are not finite."""
+    def check_weights(self) -> None:
+        """Raise InputError unless every weight is finite: what is saved is good."""
         if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
             where = f"epoch {self.epoch}, step {self.step}"
             raise InputError("weights that are not finite", where, "lower --lr; what is in ckpt/ is from before")
+
+    def save_state(self) -> None:
+        self.check_weights()
         if self.group.first:
             state = {k: getattr(self, k) for k in ("epoch", "step", "term_names", "history", "options", "inputs")}
             state.update(model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
@@ -206,6 +209,7 @@ class Run:
 
     def evaluate(self, board: Board) -> None:
         """Score, write what an evaluation leaves, and keep the model if it is the best so far."""
+        self.check_weights()
         args = self.args
         how = (args.protocol, args.threshold_cls, "pc" in args.losses, self.group)
         result = evaluate(self.model, self.test, self.truth, self.profile, *how)
@@ -292,28 +296,18 @@ def train_one(args: argparse.Namespace, folder: Path, group: Group, stop: Stop) 
     return run
 
 
-def note_seeds(folder: Path, args: argparse.Namespace) -> None:
-    """Options of a run over several seeds; more seeds may join it later. InputError where some would be left out."""
-    path = folder / "options.json"
-    before, now = load_json(path) if path.exists() else {}, plain(args)
-    if not isinstance(before, dict):
-        raise InputError("no options of a run", path, "name another --exp_dir")
-    left = set(before.get("seeds") or ()) - set(args.seeds)
-    if left:
-        raise InputError(f"seeds {sorted(left)} are in this run", path, "name all its --seeds, and more if you like")
-    if all(before.get(k, v) == v for k, v in now.items() if k not in FREE):  # else the first seed says what differs
-        write_options(folder, now)
-
-
 def train(args: argparse.Namespace, group: Group) -> int:
     """Train, over several seeds if asked, and print the table. Returns the exit status."""
     name, seeds = f"{args.dataset_name}-train", args.seeds or [args.seed]
     with ExitStack() as stack:
         folder = stack.enter_context(experiment(args.exp_dir, name, args.resume, group))
         stop = stack.enter_context(Stop())
-        if args.seeds and group.first:
-            note_seeds(folder, args)
-        runs = []
+        left = {int(p.name[4:]) for p in folder.glob("seed*") if p.name[4:].isdigit()} - set(seeds)
+        if args.seeds and left:
+            raise InputError(f"seeds {sorted(left)} are in this run", folder, "name them too: seeds may only join")
+        options, runs = plain(args), []
+        if args.seeds and group.first and not (folder / "options.json").exists():
+            write_options(folder, options)
         for seed in seeds:
             args.seed, where = seed, folder
             if args.seeds:
@@ -330,6 +324,7 @@ def train(args: argparse.Namespace, group: Group) -> int:
                 f"{kind}, {what} of {len(runs)} seeds": found[kind][what] for kind in found for what in found[kind]
             }
             if group.first:
+                write_options(folder, options)  # seeds may have joined
                 write_json(folder / "results.json", {"seeds": seeds, **found})
         else:
             last, best = runs[0]

@@ -91,7 +91,13 @@ def load_proposals(
             continue
         segment_s, index = _segments(entries, f"{path}, {video}", fix, counts, problem)
         end_s = length_s[video] if np.isfinite(length_s[video]) else np.inf
-        segment_s = _checked(segment_s, index, end_s, f"{path}, {video}", fix, counts, problem)
+        where = f"{path}, {video}"
+        inside = _inside(segment_s, end_s)
+        if fix and not inside.all():
+            segment_s = _clipped(segment_s, end_s, counts)
+        elif not inside.all():
+            check_segments(segment_s, end_s, where, index, problem)
+            segment_s = segment_s[inside]
         if len(segment_s):
             found[video] = segment_s
     return found, counts
@@ -118,19 +124,34 @@ def _indices(where: str, bad: np.ndarray) -> str:
     return f"{where}, index {some([str(i) for i in bad])}"
 
 
-def _checked(segment_s, index, end_s: float, where: str, fix: bool, counts: Counts, problem):
-    finite = (np.abs(segment_s) < 1e18).all(axis=1)
+def _inside(segment_s: np.ndarray, end_s: float) -> np.ndarray:
+    """bool [M]: finite, 0 <= start < end, and no further beyond the end of the video than SLACK_S."""
     start, end = segment_s[:, 0], segment_s[:, 1]
     with np.errstate(invalid="ignore"):
-        inside = finite & (start >= 0) & (end > start) & (end <= end_s + SLACK_S)
-    if inside.all():
-        return segment_s
-    if not fix:
-        bad = segment_s[~inside][0].tolist()
+        return (np.abs(segment_s) < 1e18).all(axis=1) & (start >= 0) & (end > start) & (end <= end_s + SLACK_S)
+
+
+def check_segments(
+    segment_s: np.ndarray,
+    end_s: float,
+    where: str,
+    index: Optional[np.ndarray] = None,
+    problem: Callable[[InputError], None] = stop,
+) -> None:
+    """Raise InputError, or hand it to ``problem``, unless all segments [M, 2] lie in a video that ends at ``end_s``.
+
+    index: int [M], place of each in its list, if that is not its row.
+    """
+    bad = np.flatnonzero(~_inside(segment_s, end_s))
+    if len(bad):
         of = "its video" if np.isinf(end_s) else f"a video of {end_s:.3f} s"
-        problem(InputError(f"proposal {bad} is no segment of {of}", _indices(where, index[~inside]), FIX))
-        return segment_s[inside]
-    kept = segment_s[finite]
+        what = f"proposal {segment_s[bad[0]].tolist()} is no segment of {of}"
+        problem(InputError(what, _indices(where, bad if index is None else index[bad]), FIX))
+
+
+def _clipped(segment_s: np.ndarray, end_s: float, counts: Counts) -> np.ndarray:
+    """What is left of the segments inside the video."""
+    kept = segment_s[(np.abs(segment_s) < 1e18).all(axis=1)]
     clipped = np.clip(kept, 0.0, end_s)
     real = clipped[:, 1] > clipped[:, 0]
     counts.dropped += len(segment_s) - int(real.sum())

@@ -9,7 +9,7 @@ from dataset import load_split, source_of, split_truth
 from eval.inference import evaluate
 from eval.predict import predict as predict_videos
 from model import check_classes, load_model
-from options import parser
+from options import RECIPES, parser
 from utils.errors import InputError
 from utils.experiment import experiment, plain, write_environment, write_options
 from utils.files import file_hash, write_json
@@ -27,7 +27,10 @@ def test(args: argparse.Namespace, group: Group) -> int:
         if given not in (said, parser().get_default(name)):
             what = f"--{name} is not what the checkpoint was trained with: {info[name]}"
             raise InputError(what, path, f"leave out --{name}")
+        if given != said:
+            log(f"the checkpoint was trained with --{name} {info[name]}")
         setattr(args, name, said)
+    vars(args).update(vars(RECIPES[args.recipe]))
     source = source_of(args)
     check_classes(path, model, info, source.annotations.classes)
     with experiment(args.exp_dir, f"{args.dataset_name}-test", False, group) as folder:

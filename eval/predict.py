@@ -60,5 +60,6 @@ def predict(
     rows = Rows(snippets, info["roi_size"]).compute_live(videos, source.load)
     labels = np.zeros((len(videos), len(classes)), dtype=np.float32)
     hashes = {"features": source.signature(videos, file_hash), "proposals": file_hash(proposals)}
-    split = Split(tuple(videos), labels, snippets, rows.num_snippets / rate, rows, hashes)
+    seconds = np.asarray([length_s[v] for v in videos])
+    split = Split(tuple(videos), labels, snippets, seconds, rows, hashes)
     return find(model, split, classes, {}, rate, threshold_cls, use_pc)[0], hashes

@@ -202,7 +202,7 @@ def test_a_lock_that_comes_free_within_a_second_is_taken_and_another_is_not(tmp_
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np
 from utils import cache
@@ -214,10 +214,12 @@ proposals = [np.sort(np.random.default_rng(i).uniform(0, 40, (20, 2)), 1) for i 
 load = lambda video: np.random.default_rng(int(video)).random((40, 512), dtype=np.float32)
 rows, folder = cache.cached_rows(Path(sys.argv[2]), "x", videos, proposals, load, "s")
 total = sum(float(rows.gather([v]).mean()) for v in range(number))
-print((folder / "rows.npy").stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, total)
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this process alone
+print((folder / "rows.npy").stat().st_size, int(peak) * 1024, total)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read the peak from")
 def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
     size, peak = {}, {}
     for number in (150, 1500):
@@ -225,4 +227,4 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
         done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True, timeout=120)
         size[number], peak[number], _ = map(float, done.stdout.split())
     assert size[1500] - size[150] > 150e6
-    assert peak[1500] - peak[150] < 50e6
+    assert 100e6 < peak[1500] < peak[150] + 50e6

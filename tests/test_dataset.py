@@ -12,6 +12,7 @@ from dataset import epoch_order, load_source, load_split, packed_batch
 from tests import tiny
 from utils.annotations import read_instances, read_weak_labels
 from utils.errors import InputError
+from utils.features import Features
 from utils.profile import load_ground_truth, load_profile
 
 
@@ -185,6 +186,32 @@ def test_every_layout_of_features_gives_the_same_rows(root, tmp_path, kind):
     assert found.videos == expected.videos
     np.testing.assert_array_equal(found.rows.video_mean, expected.rows.video_mean)
     assert torch.equal(found.rows.gather([0, 3]), rows)
+
+
+@pytest.mark.parametrize("kind", ["npz", "joint"])
+def test_a_finished_cache_needs_no_features_even_where_lengths_are_unknown(root, tmp_path, kind, monkeypatch):
+    layouts(root, kind)
+    (root / "Tiny-Annotations" / "duration.npy").unlink()
+    how = dict(cache_dir=tmp_path / "cache")
+    first = load_split(load_source("Tiny", str(root), **how), "train", lambda line: None)
+    monkeypatch.setattr(Features, "_raw", lambda self, *what, **how: pytest.fail("features were read"))
+    again = load_split(load_source("Tiny", str(root), **how), "train", lambda line: None)
+    assert torch.equal(first.rows.gather([0, 3]), again.rows.gather([0, 3]))
+    path = root / "Proposals_Tiny_train.json"
+    document = json.loads(path.read_text())
+    monkeypatch.undo()
+    end = (first.rows.num_snippets[0] + 1) * 0.64
+    for late, good in ((0.0, True), (0.1, False)):
+        document["results"][first.videos[0]].append({"segment": [0, end + late]})
+        path.write_text(json.dumps(document))
+        if good:
+            load_split(load_source("Tiny", str(root), **how), "train", lambda line: None)
+        else:
+            index = len(document["results"][first.videos[0]]) - 1
+            with pytest.raises(
+                InputError, match=f"no segment of a video .*train.json, {first.videos[0]}, index {index}"
+            ):
+                load_split(load_source("Tiny", str(root), **how), "train", lambda line: None)
 
 
 def test_square_features_cannot_be_told_apart(root):

@@ -319,6 +319,19 @@ def test_the_command_makes_the_demo_and_says_that_it_is_simulated(tmp_path):
         assert command("-m", "utils.demo", "--out", tmp_path / "other", *wrong).returncode == 2
 
 
+def test_a_demo_trains_where_the_command_made_it_and_without_its_proposals_says_what_to_do(tmp_path):
+    from dataset import source_of
+    from options import parse
+
+    make_demo(tmp_path / "Demo", videos=(10, 4), width=4, progress=False)
+    words = ["--dataset_name", "Demo", "--dataset_root", str(tmp_path / "Demo")]
+    source = source_of(parse(words))
+    assert source.profile.proposals_root and len(source.annotations.videos) == 14
+    (tmp_path / "Demo" / "Proposals_Demo_train.json").unlink()
+    with pytest.raises(InputError, match="the Demo without its proposals .*Proposals_Demo_train.json. - delete"):
+        source_of(parse(words))
+
+
 def test_the_printed_command_trains(tmp_path, demo, capsys):
     path = as_json(demo, tmp_path / "some.v1-2.json", {"validation": "training", "test": "validation"})
     how = ("--annotations", path, "--out", tmp_path / "my data" / "ActivityNet1.2", "--width", 4)

@@ -271,7 +271,8 @@ def test_a_lock_that_a_killed_run_leaves_for_a_moment_is_waited_for(root, tmp_pa
     """A child that was forked and has not begun its own program yet still holds what its parent held."""
     exp_dir = tmp_path / "run"
     exp_dir.mkdir()
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(flush=True); time.sleep(0.2)"
+    code = "import fcntl, os, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(flush=True); "
+    code += "time.sleep(0.2); os._exit(0)"
     with subprocess.Popen([sys.executable, "-c", code, exp_dir / ".lock"], stdout=subprocess.PIPE) as child:
         child.stdout.readline()
         assert train(root, exp_dir).status == 0

@@ -223,6 +223,15 @@ def test_the_last_evaluated_weights_and_detections_stand_beside_their_results(ro
     assert (tmp_path / "t" / "detections.json").read_text() == (tmp_path / "b" / "detections.json").read_text()
 
 
+def test_a_test_run_has_the_recipe_of_its_checkpoint(root, tmp_path):
+    trained = run(root, tmp_path / "a", "--recipe", "release", epochs=2)
+    run(root, tmp_path / "t", "--pretrained_ckpt", trained / "ckpt" / "last_model.pkl", run_type="test")
+    options = json.loads((tmp_path / "t" / "options.json").read_text())
+    assert (options["recipe"], options["lambda_pc"]) == ("release", 3.4)
+    inputs = json.loads((tmp_path / "t" / "environment.json").read_text())["inputs"]
+    assert sorted(inputs) == ["checkpoint", "ground_truth", "test_features", "test_proposals"]
+
+
 def test_flags_that_disagree_with_the_checkpoint_are_refused(root, finished, tmp_path):
     checkpoint = finished / "ckpt" / "last_model.pkl"
     for more in (["--roi_size", "6"], ["--losses", "sme,sc"], ["--recipe", "release"]):
@@ -314,24 +323,24 @@ def test_a_run_may_be_resumed_from_files_that_have_moved(root, finished, tmp_pat
     assert (finished / "results.json").read_text() == before
 
 
-def test_weights_that_are_not_finite_are_never_saved(root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("epoch", [3, 4])  # without an evaluation at its end, and with one
+def test_weights_that_are_not_finite_are_never_saved(root, tmp_path, monkeypatch, epoch):
     real = main.Run.take_step
 
     def overflow(self, videos):
         real(self, videos)
-        if self.epoch == 3:
-            next(self.model.parameters()).data[0] = float("inf")
+        if self.epoch == epoch:
+            self.model.prop_fused_backbone.prop_attention[2].bias.data[0] = float("inf")  # scores stay finite
 
     monkeypatch.setattr(main.Run, "take_step", overflow)
-    with pytest.raises(InputError, match="weights that are not finite .epoch 4, step 0"):
+    with pytest.raises(InputError, match="weights that are not finite .epoch 4"):
         main.main(arguments(root, tmp_path / "b", "--save_seconds", "0", "--batch_size", "8"))
-    state = load_checkpoint(tmp_path / "b" / "ckpt" / "last_state.pt")
-    assert state["epoch"] == 3 and all(v.isfinite().all() for v in state["model"].values())
+    state = load_checkpoint(tmp_path / "b" / "ckpt" / "last_state.pt")["model"]
+    assert all(v.isfinite().all() for s in (state, weights_of(tmp_path / "b")) for v in s.values())
 
 
-@pytest.mark.parametrize("alone", ["RANK", "WORLD_SIZE"])
-def test_half_of_what_torchrun_sets_is_no_run_of_several_processes(root, tmp_path, alone):
-    value = {"RANK": "1", "WORLD_SIZE": "2"}[alone]
+@pytest.mark.parametrize("alone, value", [("RANK", "1"), ("WORLD_SIZE", "2"), ("WORLD_SIZE", "two")])
+def test_half_of_what_torchrun_sets_is_no_run_of_several_processes(root, tmp_path, alone, value):
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
     environment.update({alone: value, "OMP_NUM_THREADS": "1"})
     words = [sys.executable, str(ROOT / "main.py"), *arguments(root, tmp_path / "b", epochs=1)]

@@ -80,6 +80,10 @@ def test_a_stopped_run_of_several_seeds_says_how_to_go_on_and_seeds_may_join_but
     with pytest.raises(InputError, match="lr was 0.001 and is 1.0"):
         main.main(arguments(root, folder, "--seeds", "0", "1", "--resume", "--lr", "1"))
     assert before == {name: (folder / name).read_text() for name in before}
+    run(root, folder, "--seeds", "0", "1", "2", "--resume", "--device", "auto")
+    with pytest.raises(InputError, match=r"seeds \[2\] are in this run"):
+        main.main(arguments(root, folder, "--seeds", "0", "1", "--resume"))
+    assert json.loads((folder / "results.json").read_text())["seeds"] == [0, 1, 2]
 
 
 def test_several_seeds_on_simulated_features_say_so(root, tmp_path, capsys):

@@ -58,6 +58,8 @@ def make_demo(
         write_annotations(folder / f"{NAME}-Annotations", plan.annotations, plan.instances, ambiguous_s)
         write_features(folder / f"{NAME}-I3D-JOINTFeatures", plan, width, dtype, progress)
         write_proposals(proposals_folder, NAME, plan, 115)
+        if proposals_folder is folder:
+            write_json(folder / "dataset.json", {"proposals_root": "."})
         write_text(folder / "SIMULATED.txt", NOTE.format(seed))
 
 

@@ -79,10 +79,12 @@ def load_json(path: PathLike, *, max_bytes: int = 1 << 28, todo: Optional[str] =
     """
     with _open(path, todo) as handle, _reading("not a JSON file that can be read", path):
         if os.fstat(handle.fileno()).st_size > max_bytes:
-            raise Refused(f"a JSON file of more than {max_bytes} bytes", "split it")
+            raise Refused(f"a JSON file of more than {max_bytes} bytes", "leave out what is not read")
         raw = handle.read()
         if sum(map(raw.count, (b"{", b"[", b",", b":"))) > MAX_MARKS:
-            raise Refused(f"a JSON file of more than {MAX_MARKS} brackets, commas and colons", "split it")
+            raise Refused(
+                f"a JSON file of more than {MAX_MARKS} brackets, commas and colons", "leave out what is not read"
+            )
     _check_nesting(raw, path)
 
     def refuse(literal: str) -> None:

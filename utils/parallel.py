@@ -27,25 +27,21 @@ def pick_device(name: str, tf32: bool = False) -> torch.device:
     return torch.device("cuda" if cuda and name != "cpu" else "cpu")
 
 
-def processes() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 class Group:
     """The processes of a run on a device; one alone unless torchrun started more."""
 
     def __init__(self, device: torch.device):
-        self.rank, self.size, self.device = 0, processes(), device
-        if self.size > 1:
-            if device.type == "cuda":
-                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-                torch.cuda.set_device(self.device)
-            try:
+        self.rank, self.device = 0, device
+        try:
+            self.size = int(os.environ.get("WORLD_SIZE", "1"))
+            if self.size > 1:
+                if device.type == "cuda":
+                    self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+                    torch.cuda.set_device(self.device)
                 dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            except ValueError as error:
-                raise InputError(f"{error}", "WORLD_SIZE in the environment", "start with torchrun") from None
-            self.rank = dist.get_rank()
+                self.rank = dist.get_rank()
+        except ValueError as error:
+            raise InputError(f"{error}", "WORLD_SIZE in the environment", "start with torchrun") from None
 
     def __enter__(self) -> Group:
         return self
