@@ -258,12 +258,13 @@ def training(model: SEAL, train: Split, load, args: argparse.Namespace, options:
     scored = distinct if args.share_rows else proposals
     flop = (FUSION + BRANCHES) * proposals * (width / 2) ** 2
     flop_done = (FUSION * distinct + BRANCHES * scored) * (width / 2) ** 2
-    ours(batches[:1])  # warm-up
     speeds, epochs, padded = [], [], []
     for _ in range(options.repeats):  # in turns, so that a machine whose speed drifts treats all alike
         speeds.append(mm_speed(min(4096, proposals), width, device))
+        ours(batches[:1])  # not timed: each begins its turn in a memory that it has shaped itself
         epochs.append(timed(lambda: ours(batches), device))
         if usual:
+            usual.step(batches[0], 1)
             padded.append(timed(lambda: [usual.step(videos, 1) for videos in batches], device))
     floor, done = (np.median([e * s / f for e, s in zip(epochs, speeds)]) for f in (flop, flop_done))
     speed, kind = np.median(speeds), "TF32" if args.tf32 and device.type == "cuda" else "float32"
