@@ -294,8 +294,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command line of this module; returns the exit status."""
     parser = Parser(prog="dataset.py", description="Check a dataset, or change its form.")
     commands = parser.add_subparsers(dest="command", required=True)
-    form = argparse.RawDescriptionHelpFormatter
-    check = commands.add_parser("check", help="verify a dataset and report", description=CHECK, formatter_class=form)
+    check = commands.add_parser("check", help="verify a dataset and report", description=CHECK)
     check.add_argument("--dataset_name", default="Thumos14reduced", metavar="NAME", help="default: %(default)s")
     check.add_argument("--dataset_root", metavar="DIR", help="folder of the dataset (default: data/NAME)")
     text = "folder of Proposals_NAME_{train,test}.json (default: the profile's, else proposals4NAME)"

@@ -65,7 +65,7 @@ def load_or_make(
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / ".lock"))
         note = _read_note(folder, level)
-        changed = note.get("source") != content_hash(video_mean, num_snippets, labels, "\0".join(classes))
+        changed = note.get("source") != _source(video_mean, num_snippets, labels, classes)
         stale = [p for p in paths if not p.is_file() or (changed and note.get(p.name) == content_hash(load_array(p)))]
         if stale:
             write(folder, video_mean, num_snippets, labels, classes, level, stale)
@@ -85,6 +85,10 @@ def _paths(folder: Path, level: str) -> List[Path]:
     return [folder / f"general_{name}_descriptors.npy" for name in ("appearance", "motion")]
 
 
+def _source(video_mean, num_snippets, labels, classes) -> str:
+    return content_hash(video_mean, num_snippets, labels, "\0".join(classes))
+
+
 def _read_note(folder: Path, level: str) -> Dict[str, str]:
     """What made_from.json says: "source", the hash of what our files were made from, and the hash of each of them."""
     path = _paths(folder, level)[0].with_name(NOTE)
@@ -101,8 +105,8 @@ def write(
     wanted = [(path, values) for path, values in zip(paths, made) if only is None or path in only]
     for path, _ in wanted:
         path.unlink(missing_ok=True)  # an old file of ours must not outlive the note that says so
-    source = content_hash(video_mean, num_snippets, labels, "\0".join(classes))
     ours = {path.name: content_hash(values) for path, values in wanted}
+    source = _source(video_mean, num_snippets, labels, classes)
     write_json(paths[0].with_name(NOTE), {**_read_note(folder, level), "source": source, **ours})
     for path, values in wanted:
         save_array(path, values)
@@ -113,7 +117,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """The command line of this module: compute from the training videos' features and write."""
     parser = Parser(
         prog="descriptors.py",
-        description=__doc__.split("\n\n")[0] + " Training makes them by itself where they are missing.",
+        description=__doc__.split("\n\n")[0] + "\nTraining makes them by itself where they are missing.",
         epilog="Example:  python descriptors.py --dataset_name Thumos14reduced --level segment",
         allow_abbrev=False,
     )

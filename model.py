@@ -58,7 +58,8 @@ class Backbone(nn.Module):
 class SEAL(nn.Module):
     """Scores proposals. feature_size is 2D (both modalities), num_class is C.
 
-    Parameters are initialised as in P-MIL (Xavier uniform weights, zero biases), drawn from ``seed``.
+    Weights and biases are uniform in +-1/sqrt(fan_in), drawn from ``seed``: P-MIL and the release initialise nothing
+    themselves, so torch's own initialisation of linear layers holds.
     """
 
     def __init__(self, feature_size: int, num_class: int, dropout_ratio: float = 0.5, seed: int = 0):
@@ -68,9 +69,9 @@ class SEAL(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
-                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-                nn.init.zeros_(layer.bias)
+                bound = layer.in_features**-0.5
+                for parameter in (layer.weight, layer.bias):
+                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(
         self, rows: Tensor, index: Optional[Tensor] = None, draws: Optional[Draws] = None, share_rows: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass, fields
-from typing import Callable, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, NoReturn, Optional, Sequence, Tuple
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _losses(text: str) -> Tuple[str, ...]:
     return tuple(name for name in LOSSES if name in names)
 
 
-def _number(kind: type, low: float, high: float = 2**31 - 1, above: bool = False) -> Callable[[str], float]:
+def number(kind: type, low: float, high: float = 2**31 - 1, above: bool = False) -> Callable[[str], float]:
     """A finite number in [low, high], or in (low, high] with ``above``."""
 
     def convert(text: str) -> float:
@@ -107,7 +107,13 @@ def _flag(text: str) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the program's own form of an error: one line, exit status 2."""
+    """argparse with the program's own form: texts as they are written, an error of one line, exit status 2."""
+
+    def __init__(self, *words: Any, **how: Any) -> None:
+        def form(prog: str) -> argparse.HelpFormatter:
+            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110)
+
+        super().__init__(*words, **{"formatter_class": form, **how})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} - see {self.prog} --help\n")
@@ -116,21 +122,21 @@ class Parser(argparse.ArgumentParser):
 # every number of a recipe as a flag: (type, meaning)
 RECIPE_FLAGS = {
     "sme_attention": (_flag, "p of Eq. (9) weighs proposals with attention: true or false"),
-    "sme_moderate": (_number(float, 0), "factor of the moderate-confidence mean in Eq. (8)"),
+    "sme_moderate": (number(float, 0), "factor of the moderate-confidence mean in Eq. (8)"),
     "sme_schedule": (("linear", "exp"), "shape of lambda_1 over epochs"),
-    "sme_until": (_number(int, 1), "epoch from which (linear), or after which (exp), lambda_1 is 0"),
-    "gamma": (_number(float, 0, 1), "pseudo-true instances of Eq. (10): A >= gamma max A"),
-    "pc_centre": (_number(float, 0), "factor of the centre term of Eq. (10)"),
-    "pc_distance": (_number(float, 0), "factor of d/I in Eq. (10)"),
-    "pc_penalty": (_number(float, 0), "factor of the penalty in Eq. (10)"),
+    "sme_until": (number(int, 1), "epoch from which (linear), or after which (exp), lambda_1 is 0"),
+    "gamma": (number(float, 0, 1), "pseudo-true instances of Eq. (10): A >= gamma max A"),
+    "pc_centre": (number(float, 0), "factor of the centre term of Eq. (10)"),
+    "pc_distance": (number(float, 0), "factor of d/I in Eq. (10)"),
+    "pc_penalty": (number(float, 0), "factor of the penalty in Eq. (10)"),
     "pc_all_pairs": (_flag, "centre term over all pairs: true or false"),
-    "lambda_pc": (_number(float, 0), "lambda_2, weight of L_pc"),
+    "lambda_pc": (number(float, 0), "lambda_2, weight of L_pc"),
     "st_first_class": (_flag, "L_st of Eq. (11) for the first class of a video only: true or false"),
-    "alpha_start": (_number(float, 0), "alpha(t) of Eq. (13) = start + gain t / epochs"),
-    "alpha_gain": (_number(float, 0), "see alpha_start"),
-    "alpha_epochs": (_number(int, 1), "see alpha_start"),
-    "sc_decay": (_number(float, 0, above=True), "lambda_3 = exp(-t / sc_decay)"),
-    "sc_until": (_number(int, 0), "last epoch with lambda_3 > 0"),
+    "alpha_start": (number(float, 0), "alpha(t) of Eq. (13) = start + gain t / epochs"),
+    "alpha_gain": (number(float, 0), "see alpha_start"),
+    "alpha_epochs": (number(int, 1), "see alpha_start"),
+    "sc_decay": (number(float, 0, above=True), "lambda_3 = exp(-t / sc_decay)"),
+    "sc_until": (number(int, 0), "last epoch with lambda_3 > 0"),
 }
 
 
@@ -138,13 +144,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line: grouped, each default with its reason."""
     p = Parser(
         prog="main.py",
-        description="SEAL: weakly supervised temporal action localization (AAAI 2025). Trains on video-level labels, "
-        "scores candidate proposals, reports mAP.",
+        description="SEAL: weakly supervised temporal action localization (AAAI 2025).\n"
+        "Trains on video-level labels, scores candidate proposals, reports mAP.",
         epilog="First steps:  python main.py --run_type train --dataset_name Demo",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
         allow_abbrev=False,
     )
-    count, share = _number(int, 1), _number(float, 0, 1)
+    count, share = number(int, 1), number(float, 0, 1)
 
     g = p.add_argument_group("what to do")
     g.add_argument("--run_type", choices=("train", "test", "predict"), default="train", help="default: train")
@@ -161,11 +166,11 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: auto, CUDA if there is one"
     )
-    g.add_argument("--seed", type=_number(int, 0, 2**31), default=0, help="of every random draw (default: 0)")
+    g.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="of every random draw (default: 0)")
 
     g.add_argument(
         "--seeds",
-        type=_number(int, 0, 2**31),
+        type=number(int, 0, 2**31),
         nargs="+",
         metavar="SEED",
         help="train one after the other into EXP_DIR/seedN; ends with mean and standard deviation",
@@ -239,17 +244,17 @@ def parser() -> argparse.ArgumentParser:
     )
     g.add_argument("--max_epoch", type=count, default=200, help="default: 200; lambda(t) of Eq. (8) = 1 - t/max_epoch")
     g.add_argument("--batch_size", type=count, default=10, help="videos a step (default: 10)")
-    g.add_argument("--lr", type=_number(float, 0, above=True), default=5e-5, help="of Adam (default: 5e-5)")
-    g.add_argument("--weight_decay", type=_number(float, 0), default=1e-3, help="L2, inside Adam (default: 1e-3)")
+    g.add_argument("--lr", type=number(float, 0, above=True), default=5e-5, help="of Adam (default: 5e-5)")
+    g.add_argument("--weight_decay", type=number(float, 0), default=1e-3, help="L2, inside Adam (default: 1e-3)")
     g.add_argument(
         "--dropout_ratio",
-        type=_number(float, 0, 0.99),
+        type=number(float, 0, 0.99),
         default=0.5,
         help="after the fusion layer (default: 0.5, P-MIL's)",
     )
     g.add_argument(
         "--roi_size",
-        type=_number(int, 6, 1200),
+        type=number(int, 6, 1200),
         default=12,
         help="bins of a proposal, a multiple of 6 (default: 12, P-MIL's)",
     )
@@ -272,7 +277,7 @@ def parser() -> argparse.ArgumentParser:
 
     g.add_argument(
         "--save_seconds",
-        type=_number(float, 0),
+        type=number(float, 0),
         default=60.0,
         metavar="S",
         help="least time between two saves of the state that --resume needs (default: 60; 0: every epoch)",

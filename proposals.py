@@ -234,7 +234,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         help="counts, duplicates and class-agnostic recall of each split",
         description=STATS,
         epilog="Example:  python proposals.py stats --dataset_name Thumos14reduced --proposals_root proposals4Thumos14",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
         allow_abbrev=False,
     )
     add = sub.add_argument_group("data", "files as in the README; neither features nor a model are needed").add_argument

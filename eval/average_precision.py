@@ -28,7 +28,7 @@ def average_precision(
     """Interpolated AP, float64 [len(tious), num_class], fractions; NaN for a class without ground truth.
 
     truth: G instances. found, score: N detections, in the same unit of time; equal scores count in the order given,
-    equal tIoUs go to the earlier ground truth. Two empty segments have tIoU 0. Raises ValueError for shapes or labels
+    equal tIoUs go to the later ground truth, as in all evaluators of the field. Two empty segments have tIoU 0. Raises ValueError for shapes or labels
     that do not fit, thresholds outside (0, 1] and NaN.
     """
     tious = np.asarray(tious, dtype=np.float64)
@@ -113,5 +113,5 @@ def _pairs(truth: Segments, found: Segments, least: float) -> Tuple[np.ndarray, 
         d, g, tiou = d[near], g[near], shared[near] / union[near]
         parts.append((d, g, tiou))
     d, g, tiou = (np.concatenate(column) for column in zip(*parts))
-    order = np.lexsort((g, -tiou, d))
+    order = np.lexsort((-g, -tiou, d))
     return d[order], g[order], tiou[order]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Dict, List, Optional, Sequence
 
 import numpy as np
@@ -106,8 +105,7 @@ that reaches the threshold; average precision is interpolated; mAP is the mean o
 protocols (they differ by more than a point, so name yours):
 {protocols}
 """
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser("python -m eval.detection", description=text, formatter_class=raw)
+    parser = Parser("python -m eval.detection", description=text)
     parser.add_argument("--detections", required=True, metavar="FILE.json", help="what to score")
     parser.add_argument("--dataset_name", required=True, metavar="NAME", help=f"{', '.join(PROFILES)}, or your own")
     parser.add_argument("--dataset_root", metavar="DIR", help="where its annotations stand (default: data/NAME)")

@@ -31,7 +31,6 @@ from tests.changes import (
     document,
     ends_well,
     entry,
-    hurry,
     make_sound,
     remove,
     setting,
@@ -40,15 +39,7 @@ from tests.changes import (
 )
 from tests.outcome import refused
 
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    hurry(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return make_sound(tmp_path_factory.mktemp("sound"))
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 ANNOTATION = [

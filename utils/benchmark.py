@@ -2,8 +2,8 @@
 
 An epoch's work is matrix products. Forward and backward take 84 D^2 operations a proposal (88 MFLOP at D = 1024): 48
 in the fusion layer, whose input needs no gradient, and 36 in the three branches. That number over the speed of a plain
-torch.mm is the floor. ``--compare padded`` runs the same epoch the usual way, the plain reference below, in turns with
-ours. Proposals are real if ``--proposals_root`` names them, else drawn to THUMOS14's counts; features are simulated.
+torch.mm is the floor. ``--compare padded`` runs the same epoch the usual way (``utils.padded``), in turns with ours.
+Proposals are real if ``--proposals_root`` names them, else drawn to THUMOS14's counts; features are simulated.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from typing import Callable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from dataset import Split, epoch_order, packed_batch
 from eval.detection import PROTOCOLS, evaluate_detections
@@ -28,10 +26,11 @@ from eval.postprocess import candidates, detect
 from eval.soft_nms import soft_nms
 from main import adam, train_step
 from model import SEAL
-from options import Parser, parse
+from options import Parser, number, parse
 from utils.cache import cached_rows
 from utils.errors import run_command
 from utils.files import load_json, write_json
+from utils.padded import PaddedReference
 from utils.parallel import Group, pick_device
 from utils.profile import PROFILES, GroundTruth
 from utils.report import aligned
@@ -112,114 +111,6 @@ def mm_speed(rows: int, width: int, device: torch.device, repeats: int = 5) -> f
     a = torch.rand(rows, 3 * width, device=device)
     b = torch.rand(3 * width, width, device=device)
     return 2 * rows * 3 * width * width / min(timed(lambda: torch.mm(a, b), device) for _ in range(repeats))
-
-
-# ---- the usual way, for comparison: nothing else uses what follows
-
-
-def plain_roi_align(features: Tensor, proposals: Tensor, bins: int = 12) -> Tensor:
-    """RoIAlign along time as one writes it down: gather two neighbours of every sample, interpolate, average."""
-    start, length = proposals[:, 0], proposals[:, 1] - proposals[:, 0]
-    height = (1.5 * length).clamp(min=1)
-    samples = (height / bins).ceil().long()
-    out = features.new_zeros(len(proposals), bins, features.shape[1])
-    padded = torch.cat([features, features.new_zeros(1, features.shape[1])])  # the last row serves all that is outside
-    for g in samples.unique().tolist():
-        chosen = samples == g
-        step = height[chosen] / bins
-        at = torch.arange(bins)[:, None] + (torch.arange(g).to(step) + 0.5) / g
-        y = (start[chosen] - 0.25 * length[chosen] - 0.5)[:, None, None] + at * step[:, None, None]
-        low = y.floor().long()
-        inside = [((x >= 0) & (x < len(features))).long() for x in (low, low + 1)]
-        a, b = (padded[x * ok + len(features) * (1 - ok)] for x, ok in zip((low, low + 1), inside))
-        out[chosen] = torch.lerp(a, b, (y - low)[..., None].to(a)).mean(2)
-    return out
-
-
-class PaddedReference:
-    """A step as it is usually written: proposals padded, RoIAlign in every step, a loop over videos."""
-
-    def __init__(self, model: SEAL, split: Split, load, pseudo, args: argparse.Namespace):
-        self.model, self.split, self.args = model, split, args
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-        self.pseudo = [torch.from_numpy(x) for x in pseudo]
-        self.device = next(model.parameters()).device
-        self.features = [torch.from_numpy(load(v)).half() for v in split.videos]  # as a joint file holds them
-
-    def branch(self, layers, f_prop: Tensor) -> Tensor:
-        """Two kernel-1 convolutions over the proposals, as in the released network: [B, M, 2D] -> [B, M, out]."""
-        x = f_prop.permute(0, 2, 1)
-        x = F.relu(F.conv1d(x, layers[0].weight[..., None], layers[0].bias))
-        return F.conv1d(x, layers[2].weight[..., None], layers[2].bias).permute(0, 2, 1)
-
-    def step(self, videos: Sequence[int], epoch: int) -> float:
-        longest = max(len(self.split.proposals[v]) for v in videos)
-        inputs = torch.zeros(len(videos), longest, 3 * self.model.feature_size)
-        mask = torch.zeros(len(videos), longest, device=self.device)
-        for i, v in enumerate(videos):
-            proposals = torch.zeros(longest, 2)
-            proposals[: len(self.split.proposals[v])] = torch.from_numpy(self.split.proposals[v])
-            bins = plain_roi_align(self.features[v].float(), proposals)
-            left, centre, right = bins[:, :2].amax(1), bins[:, 2:10].amax(1), bins[:, 10:].amax(1)
-            inputs[i] = torch.cat([centre - left, centre, centre - right], 1)
-            mask[i, : len(self.split.proposals[v])] = 1
-        net = self.model.prop_fused_backbone
-        f_prop = F.dropout(net.prop_fusion(inputs.to(self.device)), self.args.dropout_ratio, training=True)
-        s_base = self.branch(net.prop_classifier, f_prop)
-        attention = self.branch(net.prop_attention, f_prop).squeeze(-1).sigmoid()
-        s_pc = self.branch(net.prop_completeness, f_prop).squeeze(-1).sigmoid()
-        loss = sum(self.video(i, v, epoch, s_base, attention, s_pc, f_prop, mask) for i, v in enumerate(videos))
-        self.optimizer.zero_grad()
-        (loss / len(videos)).backward()
-        self.optimizer.step()
-        return loss.item()
-
-    def video(self, i, v, epoch, s_base, attention, s_pc, f_prop, mask) -> Tensor:
-        """The paper's losses of one video, term after term, with its own masks and waits."""
-        count = int(mask[i].sum().item())
-        base, a, pc, feature = s_base[i, :count], attention[i, :count], s_pc[i, :count], f_prop[i, :count]
-        supp = base * a[:, None]
-        y = torch.from_numpy(self.split.labels[v]).to(self.device)
-        k = max(1, count // self.args.k)
-        loss = base.new_zeros(())
-        for scores, background, factor in ((base, 1.0, 1.0), (supp, 0.0, 0.5)):
-            target = torch.cat([y, y.new_tensor([background])])
-            target = target / (target.sum() + 1e-4)
-            loss = loss - factor * (target * scores.topk(k, dim=0).values.mean(0).log_softmax(0)).sum()
-        label, confidence = (x[v].item() for x in self.pseudo)
-        if confidence and epoch < 30:
-            p = (base[:, :-1].softmax(1) * a[:, None]).mean(0)
-            loss = loss + (1 - epoch / 30) * F.mse_loss(p, F.one_hot(torch.tensor(label), NUM_CLASS).to(p))
-        proposals = torch.from_numpy(self.split.proposals[v]).to(base)
-        instances = proposals[a >= 0.9 * a.max()]
-        start, end = (
-            torch.max(proposals[:, None, 0], instances[:, 0]),
-            torch.min(proposals[:, None, 1], instances[:, 1]),
-        )
-        shared = (end - start).clamp(min=0)
-        length, g_length = proposals[:, 1] - proposals[:, 0], instances[:, 1] - instances[:, 0]
-        best, j = (shared / (length[:, None] + g_length[None] - shared)).max(1)
-        on = best > 0
-        if on.any().item():
-            p, g, s = proposals[on], instances[j[on]], pc[on]
-            s1, s2, e1 = torch.min(p[:, 0], g[:, 0]), torch.max(p[:, 0], g[:, 0]), torch.min(p[:, 1], g[:, 1])
-            common, centre = (e1 - s2).clamp(min=1e-6), (g[:, 0] + g[:, 1]) / 2
-            apart = ((p.sum(1) / 2 - centre).abs() / common).clamp(max=1e6)
-            term = F.smooth_l1_loss((s1 + s2) / 2 + s * (e1 - s2) / 2, centre)
-            term = term + F.smooth_l1_loss(apart, torch.zeros_like(apart))
-            loss = loss + 1.5 * (term + ((1 - s) * (common < 0.5 * (g[:, 1] - g[:, 0]))).mean())
-        if epoch <= 50:
-            l_c = F.mse_loss(base[:, :-1].softmax(1), supp[:, :-1].softmax(1))
-            for c in y.nonzero().flatten().tolist():
-                chosen = base[:, :-1].argmax(1) == c
-                if chosen.any().item():
-                    l_st = (feature[chosen] - feature[chosen].mean(0)).norm(dim=1).mean()
-                    l_c = l_c + (0.3 + 0.2 * epoch / 50) * l_st
-            loss = loss + float(np.exp(-epoch / 8)) * l_c
-        return loss
-
-
-# ---- the table
 
 
 def run(options: argparse.Namespace, cache_dir: Path) -> List[Row]:
@@ -346,18 +237,18 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         prog="python -m utils.benchmark",
         description="Time training and evaluation at THUMOS14's size, beside what the arithmetic alone takes.",
         epilog=ROWS,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
         allow_abbrev=False,
     )
     add = parser.add_argument_group("what to measure").add_argument
     add("--compare", choices=("padded",), help="the padded reference too (default: not, as it is slow)")
-    add("--steps", type=int, metavar="N", help="steps of an epoch (default: all, 20 for THUMOS14's 200 videos)")
-    add("--repeats", type=int, default=3, metavar="N", help="epochs (default: 3, so that one may be disturbed)")
+    count = number(int, 1)
+    add("--steps", type=count, metavar="N", help="steps of an epoch (default: all, 20 for THUMOS14's 200 videos)")
+    add("--repeats", type=count, default=3, metavar="N", help="epochs (default: 3, so that one may be disturbed)")
     add("--output", metavar="FILE", help="also write the rows as JSON (default: print only)")
     add = parser.add_argument_group("data").add_argument
     text = "folder of Proposals_Thumos14reduced_{train,test}.json (default: drawn, as many as P_w has)"
     add("--proposals_root", metavar="DIR", help=text)
-    add("--width", type=int, default=1024, metavar="D", help="of one modality (default: 1024, I3D's)")
+    add("--width", type=count, default=1024, metavar="D", help="of one modality (default: 1024, I3D's)")
     text = "of the cache (default: float32, main.py's)"
     add("--cache_dtype", choices=("float32", "float16"), default="float32", help=text)
     add = parser.add_argument_group("training", "options and defaults of main.py").add_argument
@@ -368,10 +259,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     add("--amp", choices=("off", "bf16"), default="off", help=text)
     add("--tf32", action="store_true", help="TF32 products on NVIDIA cards (default: full float32)")
     options = parser.parse_args(argv)
-    for flag in ("steps", "repeats", "width"):
-        value = getattr(options, flag)
-        if value is not None and value < 1:
-            parser.error(f"argument --{flag}: {value} is not 1 or more")
     with tempfile.TemporaryDirectory(prefix="seal-benchmark-") as folder:
         rows = run(options, Path(folder))
     print("\n".join(aligned([("what", "figure", "remark")] + [(a, b, "  " + c) for a, b, c in rows])))

@@ -110,15 +110,14 @@ def convert_annotations(source: Path, target: Path) -> Annotations:
 
 def add_command(commands) -> None:
     """Add ``convert`` to the sub-commands of a parser; the parsed arguments hold what to call as ``run``."""
-    form = argparse.RawDescriptionHelpFormatter
     short = "features or annotations from one form to another"
-    convert = commands.add_parser("convert", help=short, description=CONVERT, formatter_class=form)
+    convert = commands.add_parser("convert", help=short, description=CONVERT)
     kinds = convert.add_subparsers(dest="kind", required=True)
     for name, short, text, run, sources, of in (
         ("features", "a joint .npy into a file a video, or back", FEATURES, _run_features, "+", "features"),
         ("annotations", "JSON, CSV and W-TALC's .npy files", ANNOTATIONS, _run_annotations, None, "annotations"),
     ):
-        parser = kinds.add_parser(name, help=short, description=text, formatter_class=form)
+        parser = kinds.add_parser(name, help=short, description=text)
         parser.set_defaults(run=run)
         text = f"the {of} as they are" + (": one path, or the folders of RGB and flow" if sources else "")
         parser.add_argument("--from", dest="source", type=Path, nargs=sources, required=True, metavar="PATH", help=text)

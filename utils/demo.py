@@ -9,7 +9,6 @@ write the layout of THUMOS14, so that what runs on them runs on real data. As a 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import errno
 import os
@@ -21,7 +20,7 @@ from typing import Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
-from options import Parser
+from options import Parser, number
 from utils.annotations import Annotations, Instances, read_ambiguous, read_instances, read_weak_labels
 from utils.errors import InputError, run_command
 from utils.files import child, write_json, write_text
@@ -231,7 +230,6 @@ def main() -> None:
         prog="python -m utils.demo",
         description="Simulated two-stream features: for trying the program, not for results.",
         epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
         allow_abbrev=False,
     )
     add = parser.add_argument_group("what to make").add_argument
@@ -243,21 +241,17 @@ def main() -> None:
     )
     add("--name", metavar="NAME", help=text)
     text = "only so many of the annotated videos, at least one to train on for each class (default: all)"
-    add("--limit", type=int, metavar="N", help=text)
+    add("--limit", type=number(int, 1), metavar="N", help=text)
     text = "simulate so many proposals a video (default: 0, as real ones are to be had; Demo always has 115)"
-    add("--proposals", type=int, default=0, metavar="N", help=text)
+    add("--proposals", type=number(int, 0), default=0, metavar="N", help=text)
     add = parser.add_argument_group("how").add_argument
     text = "values of one modality (default: 1024 as I3D's; Demo 64, to train in two minutes)"
-    add("--width", type=int, metavar="D", help=text)
+    add("--width", type=number(int, 1), metavar="D", help=text)
     text = "default: float16, as released features are, and half the size"
     add("--dtype", choices=("float16", "float32"), default="float16", help=text)
     text = "another seed, other data (default: 0, so that all see the same)"
-    add("--seed", type=int, default=0, metavar="N", help=text)
+    add("--seed", type=number(int, 0), default=0, metavar="N", help=text)
     args = parser.parse_args()
-    for flag, least in (("width", 1), ("limit", 1), ("proposals", 0), ("seed", 0)):
-        value = getattr(args, flag)
-        if value is not None and value < least:
-            raise InputError(f"--{flag} {value}", None, f"give {least} or more")
     if args.annotations is None and (args.name or args.limit or args.proposals):
         parser.error("--name, --limit and --proposals are for --annotations")
     name, profile = NAME, PROFILES[NAME]

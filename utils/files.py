@@ -17,7 +17,6 @@ import re
 import stat
 import warnings
 import zipfile
-from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,8 @@ import numpy as np
 from utils.errors import InputError
 from utils.npy import CHUNK, read_npy
 from utils.scan import members, scan_checkpoint
-from utils.unpickle import MAX_DEPTH, Refused, shown
+from utils.strict_json import read_json
+from utils.unpickle import Refused, shown
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -71,54 +71,12 @@ def load_npz(path: PathLike, *, one: bool = False, todo: Optional[str] = None) -
 
 
 def load_json(path: PathLike, *, max_bytes: int = 1 << 28, todo: Optional[str] = None, allow_nan: bool = False) -> Any:
-    """The value of a JSON file in UTF-8, read strictly.
-
-    InputError, with the line and column or the key, for: more than ``max_bytes`` or MAX_MARKS (before anything is
-    made), other encodings, text cut short, a key given twice, NaN and infinite numbers (unless ``allow_nan``: then the
-    caller names what holds them), nesting deeper than 64. Standard: RFC 8259.
-    """
+    """The value of a JSON file in UTF-8, read as ``utils.strict_json`` does. InputError, too, beyond ``max_bytes``."""
     with _open(path, todo) as handle, _reading("not a JSON file that can be read", path):
         if os.fstat(handle.fileno()).st_size > max_bytes:
             raise Refused(f"a JSON file of more than {max_bytes} bytes", "leave out what is not read")
         raw = handle.read()
-        if sum(map(raw.count, (b"{", b"[", b",", b":"))) > MAX_MARKS:
-            raise Refused(
-                f"a JSON file of more than {MAX_MARKS} brackets, commas and colons", "leave out what is not read"
-            )
-    _check_nesting(raw, path)
-
-    def refuse(literal: str) -> None:
-        place = _outside_strings(literal, text)
-        raise InputError(f"the number {shown(literal, 40)}, which JSON cannot hold", _place(path, text, place), _MEND)
-
-    def number(literal: str) -> Union[int, float]:
-        value = float(literal)
-        if math.isinf(value) and not allow_nan:
-            refuse(literal)
-        return value if re.search("[.eE]", literal) else int(literal)
-
-    def unique(pairs: list) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise InputError("a key given twice", f"{path}, key {shown(key)!r}", "keep one of them")
-        return found
-
-    try:
-        text = raw.decode("utf-8-sig")
-        numbers = {"parse_float": number, "parse_int": number} if _may_overflow(raw) else {}
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=float if allow_nan else refuse, **numbers)
-        if re.search(rb"\\u[dD][89a-fA-F]", raw):  # half a surrogate pair can be neither printed nor written
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg}", _place(path, text, error.pos), _MEND) from None
-    except UnicodeDecodeError as error:
-        before = raw[: error.start].decode("utf-8", "replace")
-        raise InputError("not UTF-8", _place(path, before, len(before)), "save it as UTF-8") from None
-    except UnicodeEncodeError as error:
-        around = shown(error.object[max(0, error.start - 20) : error.end])
-        raise InputError(f"text that is no Unicode: {around}", path, _MEND) from None
-    return value
+    return read_json(raw, path, allow_nan)
 
 
 def load_checkpoint(path: PathLike, *, todo: Optional[str] = None) -> Dict[str, Any]:
@@ -185,45 +143,6 @@ def _reading(what: str, where: object) -> Iterator[None]:
     except Exception as error:  # zipfile, torch and the pickle machine raise a dozen types
         detail = shown(str(error).strip().split("\n")[0]) or type(error).__name__
         raise InputError(f"{what}: {detail}", where, "get or make the file again") from error
-
-
-MAX_MARKS = 24_000_000  # of { [ , : in a JSON file, up to 250 bytes each once read; GTEA's proposals have 0.16 a byte
-_MEND = "correct the file there"
-_MARKS = bytes({ord(c): m for c, m in zip('[{]}"', (1, 1, 255, 255, 2))}.get(i, 0) for i in range(256))
-_DIGITS = bytes(ord("0") if chr(i) in "123456789" else ord("e") if chr(i) == "E" else i for i in range(256))
-
-
-def _check_nesting(raw: bytes, path: PathLike) -> None:
-    """InputError where JSON nests deeper than MAX_DEPTH; array code, since Python's parser would recurse."""
-    plain = raw.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-    deep, quoted = 0, False  # where the piece before ended
-    for start in range(0, len(plain), 1 << 20):
-        marks = np.frombuffer(plain[start : start + (1 << 20)].translate(_MARKS), np.int8)
-        places = np.flatnonzero(marks)
-        marks = np.append([np.int8(2 * quoted)], marks[places])  # +1 and -1: brackets; 2: a quote
-        inside = np.logical_xor.accumulate(marks == 2)
-        depth = deep + np.cumsum(np.where((marks == 2) | inside, 0, marks))
-        if depth.max() > MAX_DEPTH:
-            before = raw[: start + places[np.argmax(depth > MAX_DEPTH) - 1]].decode("utf-8", "replace")
-            raise InputError(f"nested more than {MAX_DEPTH} deep", _place(path, before, len(before)), _MEND)
-        deep, quoted = depth[-1], inside[-1]
-
-
-def _may_overflow(raw: bytes) -> bool:
-    """Whether any literal could be too large for a float: a positive exponent or 300 digits in a row."""
-    digits = raw.translate(_DIGITS)
-    return any(sign in digits for sign in (b"0e0", b"0e+", b"0" * 300))
-
-
-def _outside_strings(literal: str, text: str) -> int:
-    """Where ``literal`` first stands in JSON text outside its strings."""
-    tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|' + re.escape(literal), text, re.DOTALL)
-    return next((token.start() for token in tokens if token[0][0] != '"'), 0)
-
-
-def _place(path: PathLike, text: str, index: int) -> str:
-    line = text.count("\n", 0, index) + 1
-    return f"{path}, line {line}, column {index - text.rfind(chr(10), 0, index)}"
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

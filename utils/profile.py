@@ -13,8 +13,8 @@ from utils.annotations import WHERE_FROM, Annotations, read_ambiguous, read_inst
 from utils.errors import InputError
 from utils.files import content_hash, load_json
 
-THUMOS_TIOU = tuple(np.linspace(0.1, 0.7, 7).round(2).tolist())
-ACTIVITYNET_TIOU = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
+THUMOS_TIOU = tuple(np.linspace(0.1, 0.7, 7).tolist())
+ACTIVITYNET_TIOU = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
 @dataclass(frozen=True)
