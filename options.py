@@ -6,7 +6,7 @@ import argparse
 import math
 from collections import namedtuple
 from types import SimpleNamespace
-from typing import Any, Callable, NamedTuple, NoReturn, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Mapping, NamedTuple, NoReturn, Optional, Sequence, Tuple, Union
 
 
 def number(kind: type, low: float, high: float = 2**31 - 1, above: bool = False) -> Callable[[str], float]:
@@ -247,3 +247,27 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
         if bad:
             p.error(message)
     return args
+
+
+def restore(args: Options, values: Mapping[str, Any], terms: Sequence[str]) -> Options:
+    """A copy with the options that a checkpoint states (lists for tuples). ValueError for what no option can be."""
+    kinds = {option.name: option.kind for options in OPTIONS.values() for option in options}
+    kinds.update({row.name: row.kind for row in NUMBERS}, losses=names_of(terms))
+    found = {}
+    for name, value in values.items():
+        text = (",".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+        try:
+            found[name] = _read(kinds[name], text)
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from None
+    return args.replace(**found)
+
+
+def _read(kind: Kind, text: str) -> Any:
+    if kind is None:
+        return true_or_false(text)
+    if isinstance(kind, tuple):
+        if text not in kind:
+            raise ValueError(f"{text} is none of {kind}")
+        return text
+    return kind(text)
