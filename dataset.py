@@ -114,8 +114,12 @@ def load_dataset(args: Options, splits: Sequence[str] = ("train", "test")) -> Da
     if args.dataset_name == "Demo":
         _demo(args)
     source = open_source(args.dataset_name, args.dataset_root, args.num_class, args.feature_size)
+    profile, annotations = source.profile, source.annotations
+    if "train" in splits and not len(annotations.of(profile.test_subset)):
+        log(f"no test videos (subset {profile.test_subset!r}): nothing is evaluated, the last weights are saved")
+        splits = ["train"]
     found = {split: _split(source, split, args) for split in splits}
-    profile, annotations, test = source.profile, source.annotations, found.get("test")
+    test = found.get("test")
     path = annotations_path(source.name, source.root, profile)
     ambiguous_s = read_ambiguous((path if path.is_dir() else source.root) / "Ambiguous_test.txt", annotations.videos)
     truth = source.instances.keep([v for v in (test.videos if test else ()) if v not in profile.excluded_videos])

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -28,16 +29,7 @@ from options import Options, parse
 from utils.errors import InputError, run_command
 from utils.files import content_hash, save_checkpoint, write_json, write_text
 from utils.packed import Batch
-from utils.run.experiment import (
-    Board,
-    Stop,
-    experiment,
-    load_state,
-    pick_device,
-    plain,
-    write_environment,
-    write_options,
-)
+from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, plain, record
 from utils.run.report import aligned, columns, headline, log, progress, row, spread, table, tags
 from utils.seeds import torch_seed
 
@@ -137,20 +129,19 @@ class Run:
 
     def __init__(self, args: Options, folder: Path, group: Group):
         self.args, self.folder, self.group = args, folder, group
-        self.data: Dataset = load_dataset(args)
-        train = self.data.train
+        self.data = load_dataset(args)
+        train, test = self.data.train, self.data.test
         if min(args.batch_size, len(train.scored)) < group.size:
             raise InputError(f"batches of fewer videos than the {group.size} processes", None, "start fewer processes")
         root = Path(args.descriptors_root or Path("descriptors") / args.dataset_name)
         known = (train.rows.video_mean, train.num_snippets, train.labels, self.data.classes, args.descriptor_level)
         pair = load_or_make(root, *known)
-        self.pseudo = tuple(
-            x.numpy() for x in pseudo_labels(torch.from_numpy(train.rows.video_mean), *map(torch.from_numpy, pair))
-        )
-        for split in (train, self.data.test):
+        pair = map(torch.from_numpy, (train.rows.video_mean, *pair))
+        self.pseudo = tuple(x.numpy() for x in pseudo_labels(*pair))
+        for split in (train, test) if test else (train,):
             split.rows.to(group.device)
-        width, classes = train.rows.width // 3, len(self.data.classes)
-        self.model = SEAL(width, classes, args.dropout_ratio, args.seed).to(group.device)
+        size = (train.rows.width // 3, len(self.data.classes))
+        self.model = SEAL(*size, args.dropout_ratio, args.seed).to(group.device)
         self.untrained = untrained(args.losses, args.numbers)
         self.model.freeze(self.untrained)
         self.net, self.optimizer = group.wrap(self.model), adam(self.model, args)
@@ -159,14 +150,13 @@ class Run:
         self.term_names: List[str] = []
         self.history: List[Dict] = []  # metrics of every evaluation
         self.options = {**plain(args), "device": group.device.type, "processes": group.size}
-        profile = replace(self.data.profile, proposals_root=None, annotations=None, features=None)
         self.inputs = {
             "train_labels": content_hash("\0".join(train.videos), train.labels),
             "pseudo_labels": content_hash(*self.pseudo),  # and so the descriptors
-            "profile": repr(profile),
+            "profile": repr(replace(self.data.profile, proposals_root=None, annotations=None, features=None)),
             "ground_truth": self.data.truth.hash(),
             **{f"train_{kind}": value for kind, value in train.hashes.items()},
-            **{f"test_{kind}": value for kind, value in self.data.test.hashes.items()},
+            **{f"test_{kind}": value for kind, value in (test.hashes if test else {}).items()},
         }
 
     def batches(self) -> List[np.ndarray]:
@@ -210,21 +200,19 @@ class Run:
 
     def resume(self) -> bool:
         """Continue from last_state.pt. Raises InputError if options or inputs that change the result differ."""
-        state = load_state(self.folder / "ckpt" / "last_state.pt", self.options, self.inputs)
+        path = self.folder / "ckpt" / "last_state.pt"
+        state = load_state(path, self.options, self.inputs)
         if state is None:
             return False
-        foreign = InputError(
-            "not the state of this run", self.folder / "ckpt" / "last_state.pt", "delete it to restart"
-        )
-        epoch, step, records = state["epoch"], state["step"], state["records"]
-        if not (1 <= epoch <= self.args.max_epoch + 1 and step == len(records) < len(self.batches())):
-            raise foreign
         try:
+            epoch, step, records = state["epoch"], state["step"], state["records"]
+            if not (1 <= epoch <= self.args.max_epoch + 1 and step == len(records) < len(self.batches())):
+                raise ValueError
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.records = [r.to(self.group.device) for r in records]
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # whatever torch makes of a foreign one
-            raise foreign from None
+            raise InputError("not the state of this run", path, "restore the file, or delete it to restart") from None
         self.epoch, self.step, self.term_names, self.history = epoch, step, state["term_names"], state["history"]
         return True
 
@@ -232,9 +220,18 @@ class Run:
     def best(self) -> Dict:
         return max(self.history, key=headline)
 
+    def describe(self, loss: float) -> str:
+        """The numbers that matter, for the progress bar."""
+        text = f"epoch {self.epoch}/{self.args.max_epoch}, loss {loss:.3f}"
+        if self.history:
+            text += f", mAP last {100 * headline(self.history[-1]):.1f}, best {100 * headline(self.best):.1f}"
+        return text
+
     def evaluate(self, board: Board) -> None:
         """Score, write what an evaluation leaves, and keep the model if it is the best so far."""
         self.check_weights()
+        if self.data.test is None:
+            return save_model(self.folder / "ckpt" / "last_model.pkl", self.model, self.info())
         found = evaluate(self.model, self.data, self.args.protocol, self.args.threshold_cls, self.untrained)
         metrics = {"epoch": self.epoch, **found.metrics}
         self.history.append(metrics)
@@ -251,31 +248,31 @@ class Run:
 
     def info(self) -> Dict[str, object]:
         """What a checkpoint carries beside its weights: all that prediction needs, and what trained it."""
-        profile, options = self.data.profile, plain(self.args)
-        rate = {"feature_fps": profile.feature_fps, "snippet_stride": profile.snippet_stride}
-        trained_with = {name: options[name] for name in TRAINED_WITH}
+        rate = {name: getattr(self.data.profile, name) for name in ("feature_fps", "snippet_stride")}
+        trained_with = {name: self.options[name] for name in TRAINED_WITH}
         return {"classes": list(self.data.classes), **rate, "epoch": self.epoch, "options": trained_with}
 
 
 # ---- 4. train
 
 
-def train_one(args: Options, folder: Path, group: Group, stop: Stop) -> Run:
+def train_one(args: Options, folder: Path, group: Group, stop: Stop, quiet: bool = False) -> Run:
     """Train one seed to the end or until asked to stop, evaluate every ``interval`` epochs, leave a run's files."""
     run = Run(args, folder, group)
     resumed = args.resume and run.resume()
     board = None
     if group.rank == 0:
-        write_options(folder, run.options)
-        write_environment(folder, group.device, args.seed, run.inputs)
+        record(folder, run.options, group.device, run.inputs)
         board = Board(folder / "logs", run.epoch if resumed else None)
         if not resumed:
             board.text("options", run.options)
             run.save_state()  # what a run that fails early leaves
-    train, test = run.data.train, run.data.test
-    log(f"run in {folder} on {group.device}: {len(train.scored)} training, {len(test.videos)} test videos")
+    counts = (
+        f"{len(run.data.train.scored)} training, {len(run.data.test.videos) if run.data.test else 'no'} test videos"
+    )
+    log(f"run in {folder} on {group.device}: {counts}")
     saved, steps = time.monotonic(), len(run.batches())
-    with progress(args.max_epoch * steps, (run.epoch - 1) * steps + run.step) as bar:
+    with progress(args.max_epoch * steps, (run.epoch - 1) * steps + run.step, quiet) as bar:
         while run.epoch <= args.max_epoch:
             run.model.train()
             for videos in run.batches()[run.step :]:
@@ -292,7 +289,7 @@ def train_one(args: Options, folder: Path, group: Group, stop: Stop) -> Run:
                     board.scalars({"learning_rate": run.optimizer.param_groups[0]["lr"]}, run.epoch, "optimizer")
                     if run.epoch % args.interval == 0 or run.epoch == args.max_epoch:
                         run.evaluate(board)
-                bar.set_description(describe(run, terms["loss_total"]))
+                bar.set_description(run.describe(terms["loss_total"]))
                 run.epoch, run.step, run.records = run.epoch + 1, 0, []
             asked = group.agree(stop.asked) and run.epoch <= args.max_epoch
             if asked or run.epoch > args.max_epoch or time.monotonic() - saved > args.save_seconds:
@@ -345,18 +342,12 @@ def train_seeds(args: Options, group: Group) -> int:
         left = {int(p.name[4:]) for p in folder.glob("seed*") if p.name[4:].isdigit()} - set(args.seeds)
         if left:
             raise InputError(f"seeds {sorted(left)} are in this run", folder, "seeds can be added, not removed")
-        write_options(folder, plain(args))
+        record(folder, plain(args), group.device, {})
         runs = [args.replace(seed=s, exp_dir=str(folder / f"seed{s}")) for s in args.seeds]
-        if args.jobs == 1:
-            found = []
-            for run in runs:
-                found.append(train_seed(run, group))
-                if found[-1] is None:
-                    return 130
-        else:
-            threads = max(1, torch.get_num_threads() // args.jobs)
-            found = Parallel(n_jobs=args.jobs)(delayed(train_seed)(run, group, threads) for run in runs)
-        if None in found:
+        threads = max(1, torch.get_num_threads() // args.jobs) if args.jobs > 1 else None
+        each = Parallel(args.jobs, return_as="generator")(delayed(train_seed)(run, group, threads) for run in runs)
+        found = list(takewhile(lambda metrics: metrics is not None, each))
+        if len(found) < len(runs):
             return 130
         if all(last for last, _ in found):
             results = {kind: spread(list(metrics)) for kind, metrics in zip(("last", "best"), zip(*found))}

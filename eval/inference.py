@@ -22,7 +22,7 @@ from utils.datasets.profile import annotations_path, dataset_root, load_profile
 from utils.datasets.rows import live_rows
 from utils.errors import InputError, raise_first
 from utils.files import file_hash, write_json
-from utils.run.experiment import experiment, plain, write_environment, write_options
+from utils.run.experiment import experiment, plain, record
 from utils.run.plots import figure_to_array, timeline
 from utils.run.report import log, some, table
 from utils.segments import Segments, to_snippets
@@ -186,9 +186,8 @@ def test(args: Options, device: torch.device) -> int:
             raise InputError(what, path, "use the features it was trained on")
         without = untrained(args.losses, args.numbers)
         found = evaluate(model.to(device), data, args.protocol, args.threshold_cls, without)
-        write_options(folder, plain(args))
         hashes = {**data.test.hashes, "checkpoint": file_hash(path), "ground_truth": data.truth.hash()}
-        write_environment(folder, device, args.seed, hashes)
+        record(folder, plain(args), device, hashes)
         write_json(folder / "results.json", found.metrics)
         write_json(folder / "detections.json", found.detections.to_json(args.dataset_name))
         print(table(args.dataset_name, args.recipe, {path.name: found.metrics}))
@@ -212,8 +211,7 @@ def predict(args: Options, device: torch.device) -> int:
         split = unlabelled_split(folders, proposals, model.feature_size, rate, args.roi_size, args.fix_proposals)
         without = untrained(args.losses, args.numbers)
         found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, without)
-        write_options(folder, plain(args))
-        write_environment(folder, device, args.seed, {**split.hashes, "checkpoint": file_hash(path)})
+        record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})
         write_json(folder / "detections.json", found.to_json(path.name))
         print(f"{len(found.video):,} detections in {len(found.videos)} videos: {folder / 'detections.json'}")
     return 0

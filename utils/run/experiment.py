@@ -79,19 +79,16 @@ def plain(options: object) -> Dict[str, object]:
     return json.loads(json.dumps(vars(options)))
 
 
-def write_options(folder: Path, options: Mapping[str, object]) -> None:
-    """opt.txt to read, options.json to load."""
+def record(folder: Path, options: Mapping[str, object], device: torch.device, inputs: Mapping[str, object]) -> None:
+    """Write opt.txt to read and options.json to load, and environment.json: versions, device, seed, commit of the code,
+    and hashes of the inputs."""
+    import numpy
+    import pandas
+
     width = max(map(len, options))
     lines = [f"{k:<{width}}  {printable(str(v))}\n" for k, v in sorted(options.items())]  # a path may be no UTF-8
     write_text(folder / "opt.txt", "".join(lines))
     write_json(folder / "options.json", options)
-
-
-def write_environment(folder: Path, device: torch.device, seed: int, inputs: Mapping[str, object]) -> None:
-    """environment.json: versions, device, seed, commit of the code and hashes of the inputs."""
-    import numpy
-    import pandas
-
     git = ["git", "-C", str(Path(__file__).resolve().parents[2]), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
@@ -105,7 +102,7 @@ def write_environment(folder: Path, device: torch.device, seed: int, inputs: Map
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "seed": seed,
+        "seed": options["seed"],
         "commit": commit,
         "inputs": dict(inputs),
         "command": sys.argv,
