@@ -12,7 +12,7 @@ from torch import Tensor
 
 from options import Options
 from proposals import load_proposals
-from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations
+from utils.datasets.annotations import Annotations, read_annotations
 from utils.datasets.features import Features, open_features
 from utils.datasets.profile import PROFILES, Profile, annotations_path, dataset_root, load_profile, proposals_file
 from utils.datasets.rows import Rows, cached_rows, live_rows
@@ -53,6 +53,7 @@ class Source:
     profile: Profile
     annotations: Annotations
     instances: Segments
+    ambiguous_s: Dict[str, np.ndarray]  # video -> [K, 2] seconds
     features: Features
 
 
@@ -77,13 +78,15 @@ def open_source(
     folder = dataset_root(name, root)
     profile = load_profile(name, folder)
     path = annotations_path(name, folder, profile)
-    annotations, instances, problems = read_annotations(path)
+    annotations, instances, ambiguous_s, problems, notes = read_annotations(path)
     raise_first(problems)
+    for line in notes:
+        log(line)
     if num_class not in (None, len(annotations.classes)):
         what = f"{len(annotations.classes)} classes, --num_class {num_class}"
         raise InputError(what, path, "leave out --num_class")
     features = open_features(name, folder, profile, annotations, feature_size)
-    return Source(name, folder, profile, annotations, instances, features)
+    return Source(name, folder, profile, annotations, instances, ambiguous_s, features)
 
 
 def weak_labels(source: Source, split: str) -> Tuple[Tuple[str, ...], np.ndarray]:
@@ -120,12 +123,10 @@ def load_dataset(args: Options, splits: Sequence[str] = ("train", "test")) -> Da
         splits = ["train"]
     found = {split: _split(source, split, args) for split in splits}
     test = found.get("test")
-    path = annotations_path(source.name, source.root, profile)
-    ambiguous_s = read_ambiguous((path if path.is_dir() else source.root) / "Ambiguous_test.txt", annotations.videos)
     truth = source.instances.keep([v for v in (test.videos if test else ()) if v not in profile.excluded_videos])
     simulated = source.features.simulated is not None
     train = found.get("train")
-    return Dataset(source.name, profile, annotations.classes, train, test, truth, ambiguous_s, simulated)
+    return Dataset(source.name, profile, annotations.classes, train, test, truth, source.ambiguous_s, simulated)
 
 
 def _demo(args: Options) -> None:

@@ -238,7 +238,7 @@ class Run:
         for kind in ("last", "best")[: 1 + (self.best is metrics)]:
             save_model(self.folder / "ckpt" / f"{kind}_model.pkl", self.model, self.info())
         write_json(self.folder / "detections.json", found.detections.to_json(self.args.dataset_name))
-        lines = aligned([columns(metrics), *(row(m) for m in self.history)])
+        lines = aligned([columns(metrics["tiou"], metrics["average"]), *(row(m) for m in self.history)])
         write_text(self.folder / "mAP-results.log", "\n".join(lines) + "\n")
         log("\n".join(lines[0 if len(lines) == 2 else -1 :]))
         write_json(self.folder / "results.json", {"last": metrics, "best": self.best})

@@ -125,7 +125,7 @@ def recall(proposals_s: Mapping[str, np.ndarray], truth: Segments, rate: Optiona
 def stats(name: str, root: Path, proposals_root: Optional[str], fix: bool = False) -> str:
     """A table of either split's proposals: how many there are, how many repeat one, and what they allow."""
     profile = load_profile(name, root)
-    annotations, instances, problems = read_annotations(annotations_path(name, root, profile))[:3]
+    annotations, instances, _, problems, _ = read_annotations(annotations_path(name, root, profile))
     raise_first(problems)
     duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
     columns, notes = {}, []

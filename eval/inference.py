@@ -10,7 +10,7 @@ import torch
 
 from dataset import Dataset, Split, load_dataset, packed_batch
 from eval.classification import accuracy, mean_average_precision, top1_accuracy
-from eval.detection import evaluate_detections, in_protocol
+from eval.detection import default_protocol, evaluate_detections, in_protocol
 from eval.postprocess import Candidates, candidates, detect, predicted_classes
 from losses import TERMS, untrained
 from model import SEAL, check_classes, load_model
@@ -94,8 +94,9 @@ def evaluate(
     """
     split = data.test
     detections, scores = find(model, split, data.classes, data.ambiguous_s, threshold_cls, without)
+    protocol = protocol or default_protocol(data.profile)
     metrics = evaluate_detections(data.truth, detections, data.profile, protocol)
-    counted = np.isin(split.videos, in_protocol(data.truth, metrics["protocol"]).videos)
+    counted = np.isin(split.videos, in_protocol(data.truth, protocol).videos)
     scores, labels = scores[counted], split.labels[counted]
     predicted = np.zeros(scores.shape, dtype=bool)
     for row, values in zip(predicted, scores):
@@ -112,7 +113,7 @@ def pictures(data: Dataset, detections: Segments, number: int) -> Iterator[Tuple
     shown = np.unique(truth.video)
     for i in shown[len(shown) // (2 * number) :: max(1, len(shown) // number)][:number]:
         video = truth.videos[i]
-        figure = timeline(video, truth.classes, truth.of(video)[:2], detections.of(video), length_s[video])
+        figure = timeline(video, truth, detections, length_s[video])
         yield video, figure_to_array(figure)
 
 

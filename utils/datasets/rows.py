@@ -8,6 +8,7 @@ segment share one row.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence
@@ -146,9 +147,11 @@ def _build(folder: Path, videos, proposals, load: LoadFeatures, roi_size: int, d
                 rows = rows.astype(dtype, copy=False)
             if not np.isfinite(rows).all():
                 raise InputError(f"features too large for {dtype}", video, "use --cache_dtype float32")
-            save_array(_file(folder, v), rows)
+            np.save(_file(folder, v), rows)
             sizes.append(_file(folder, v).stat().st_size)
         save_array(folder / "video_mean.npy", np.stack(means))
+        if hasattr(os, "sync"):
+            os.sync()  # one for all: a loss of power must not leave an index of files that are not on the disk
         write_json(folder / "index.json", {"videos": list(videos), "bytes": sizes})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # a full disk gets its space back
