@@ -184,7 +184,7 @@ def _lengths(
     path = cache_dir and cache_dir / f"{source.name}-{split}-{signature}.json"
     if path and path.exists():
         return np.asarray(load_json(path), dtype=np.int64)
-    found = np.asarray([source.features.length(v) for v in videos], dtype=np.int64)
+    found = np.asarray([int(source.features.longest_s(v, 1.0)) - 1 for v in videos], dtype=np.int64)
     if path:
         write_json(path, found)
     return found

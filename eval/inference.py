@@ -132,7 +132,7 @@ def unlabelled_split(
     if not results:
         raise InputError("no proposals", proposals, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
     source = Features(features, tuple(results), feature_size)
-    num_snippets = {v: source.length(v) for v in source.videos}
+    num_snippets = {v: int(source.longest_s(v, 1.0)) - 1 for v in source.videos}
     found = load_proposals(proposals, {v: (n + 1) / rate for v, n in num_snippets.items()}, fix, results)
     raise_first(found.problems)
     videos = tuple(v for v in source.videos if v in found.segments_s)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable, List, Optional, Sequence
 
 import numpy as np
@@ -147,12 +148,15 @@ def _build(folder: Path, videos, proposals, load: LoadFeatures, roi_size: int, d
                 rows = rows.astype(dtype, copy=False)
             if not np.isfinite(rows).all():
                 raise InputError(f"features too large for {dtype}", video, "use --cache_dtype float32")
-            np.save(_file(folder, v), rows)
+            with open(_file(folder, v), "wb") as file:  # given the path, numpy would hide a full disk's errno
+                np.save(SimpleNamespace(write=file.write), rows)
             sizes.append(_file(folder, v).stat().st_size)
         save_array(folder / "video_mean.npy", np.stack(means))
         if hasattr(os, "sync"):
             os.sync()  # one for all: a loss of power must not leave an index of files that are not on the disk
         write_json(folder / "index.json", {"videos": list(videos), "bytes": sizes})
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)  # a full disk gets its space back
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(folder)
         raise
