@@ -19,7 +19,7 @@ from utils.datasets.annotations import Annotations, read_annotations
 from utils.datasets.profile import PROFILES, THUMOS_TIOU, Profile, annotations_path, dataset_root, load_profile
 from utils.errors import InputError, raise_first, run_command
 from utils.files import load_json, write_json
-from utils.run.report import aligned, some
+from utils.run.report import aligned, rounding_lines, some
 from utils.segments import Segments, to_snippets
 
 PROTOCOLS = {
@@ -130,12 +130,7 @@ def detection_table(metrics: Dict, per_class: bool = False) -> str:
         averages = [float(np.mean(np.asarray(values)[within(metrics["tiou"], span)])) for span in spans]
         rows.append(cells(name, values + averages))
     lines = [f"protocol {metrics['protocol']}: {PROTOCOLS[metrics['protocol']]}; {metrics['videos']} videos"]
-    cost = metrics.get("rounding")
-    if cost and cost["instances"]:
-        perfect = f"{100 * list(cost['perfect'].values())[-1]:.2f}"
-        text = f"rounding empties {cost['emptied']:,} of {cost['instances']:,} instances; a perfect detector scores"
-        lines.append(f"{text} {perfect} (avg {spans[-1]})")
-    return "\n".join(lines + aligned(rows))
+    return "\n".join(lines + rounding_lines(metrics) + aligned(rows))
 
 
 def add_data_options(parser: Parser) -> None:
