@@ -49,7 +49,9 @@ def some(names: Sequence[str], most: int = 5) -> str:
 def progress(total: int, done: int, quiet: bool = False) -> tqdm:
     """The bar of a training run; silent if ``quiet`` and where standard error is no terminal."""
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    return tqdm(total=total, initial=done, bar_format=form, disable=True if quiet or not FIRST else None, dynamic_ncols=True)
+    return tqdm(
+        total=total, initial=done, bar_format=form, disable=True if quiet or not FIRST else None, dynamic_ncols=True
+    )
 
 
 def columns(tious: Sequence[float], averages: Sequence[str]) -> List[str]:
