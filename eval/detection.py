@@ -175,7 +175,7 @@ def read_data(args: Namespace) -> Tuple[Profile, Annotations, Segments, Segments
 def read_truth(name: str, root: Path, profile: Profile, subset: str) -> Tuple[Annotations, Segments]:
     """The annotations, and the instances of one subset without the profile's excluded videos. Raises InputError."""
     path = annotations_path(name, root, profile)
-    annotations, instances, problems = read_annotations(path)
+    annotations, instances, _, problems, _ = read_annotations(path)
     raise_first(problems)
     videos = [annotations.videos[i] for i in annotations.of(subset)]
     if not videos:

@@ -122,7 +122,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         parser.error("argument --from: one path, or the folders of RGB and of flow")
     if args.to.is_file():
         raise InputError("exists already", args.to, "remove it or choose another place")
-    annotated, instances, problems = read_annotations(args.annotations if args.kind == "features" else args.sources[0])
+    annotated, instances, _, problems, _ = read_annotations(args.annotations if args.kind == "features" else args.sources[0])
     raise_first(problems)
     if args.kind == "features":
         convert_features(args.sources, args.to, annotated.videos, args.feature_size)
