@@ -88,7 +88,7 @@ def rounding_lines(metrics: Mapping) -> List[str]:
     if not cost or not cost["instances"]:
         return []
     span, perfect = list(cost["perfect"].items())[-1]
-    text = f"rounding empties {cost['emptied']:,} of {cost['instances']:,} instances; a perfect detector would score"
+    text = f"rounding empties {cost['emptied']:,} of {cost['instances']:,} instances; a perfect detector scores"
     return [f"{text} {100 * perfect:.2f} (avg {span})"]
 
 
