@@ -69,8 +69,8 @@ class Features:
             todo = 'where there is one stream, say "modalities": 1 in dataset.json'
             notes.append(f"the first half of each feature is read as RGB and the second as flow ({todo})")
         if self.cut:
-            what = f"RGB and flow of {len(self.cut)} videos differ by up to {max(self.cut.values())} rows"
-            notes.append(f"{what}; the longer one is cut")
+            most = max(self.cut.values())
+            notes.append(f"RGB and flow of {len(self.cut)} videos differ in length by up to {most}: the longer is cut")
         return notes
 
     @property
