@@ -46,23 +46,21 @@ def mil_loss(scores: Tensor, labels: Tensor, packing: Packing, k: int = 8) -> Te
     return -(target * video_score.log_softmax(1)).sum(1).mean()
 
 
-def pseudo_labels(means: Tensor, appearance: Tensor, motion: Tensor) -> Tuple[Tensor, Tensor]:
+def pseudo_labels(means: Tensor, *descriptors: Tensor) -> Tuple[Tensor, Tensor]:
     """Eq. (5)-(7): the class of each video by its similarity to the descriptors, and how sure that is.
 
-    means [B, 2D] temporal mean of the features, RGB first; appearance, motion [C, D] descriptors -> pseudo_label int64
-    [B], the class of the mean of both scores, and confidence int64 [B]: HIGH where both modalities name the same
-    class, MODERATE where the mean agrees with one of them, NONE otherwise.
+    means [B, 2D] temporal mean of the features, RGB first; descriptors [C, D] of appearance and of motion (or of one
+    modality) -> pseudo_label int64 [B], the class of the mean of the modalities' scores, and confidence int64 [B]: HIGH
+    where all modalities name the same class, MODERATE where the mean agrees with one of them, 0 otherwise.
     """
-    expect(appearance=(appearance, "C D"), motion=(motion, "C E"))
-    expect(means=(means, "B 2D"), descriptors=(torch.cat([appearance, motion], 1), "C 2D"))
-    parts = means.double().split([appearance.shape[1], motion.shape[1]], 1)
-    s_ap, s_mo = (
-        F.linear(F.normalize(f, dim=1), F.normalize(d.double(), dim=1)).softmax(1)
-        for f, d in zip(parts, (appearance, motion))
+    expect(means=(means, "B 2D"), descriptors=(torch.cat(descriptors, 1), "C 2D"))
+    parts = means.double().split([d.shape[1] for d in descriptors], 1)
+    scores = torch.stack(
+        [F.linear(F.normalize(f, dim=1), F.normalize(d.double(), dim=1)).softmax(1) for f, d in zip(parts, descriptors)]
     )
-    by_ap, by_mo, label = s_ap.argmax(1), s_mo.argmax(1), (s_ap + s_mo).argmax(1)
-    either = (label == by_ap) | (label == by_mo)
-    return label, torch.where(by_ap == by_mo, torch.full_like(label, HIGH), either.long() * MODERATE)
+    label, named = scores.sum(0).argmax(1), scores.argmax(2)
+    same, either = (named == named[0]).all(0), (named == label).any(0)
+    return label, torch.where(same, torch.full_like(label, HIGH), either.long() * MODERATE)
 
 
 def video_probability(s_base: Tensor, attention: Tensor, packing: Packing, attend: bool = True) -> Tensor:

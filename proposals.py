@@ -19,7 +19,7 @@ from utils.datasets.profile import annotations_path, dataset_root, load_profile,
 from utils.errors import InputError, raise_first, run_command
 from utils.files import load_json
 from utils.run.report import some
-from utils.segments import Segments, tiou, to_snippets
+from utils.segments import Segments, check_units, spelled, tiou, to_snippets
 
 FORM = '{"results": {VIDEO: [{"segment": [start_s, end_s]}]}}'
 SLACK_S = 0.01  # a proposal may stick out of its video by so much: both are rounded, by different tools
@@ -56,11 +56,12 @@ def load_proposals(
     found: Dict[str, np.ndarray] = {}
     problems: List[InputError] = []
     dropped = clipped = 0
-    for video in results:
+    names = spelled(results, length_s, path)
+    for listed, video in names.items():
         if video not in length_s:
             continue
-        where, end_s = f"{path}, {video}", length_s[video]
-        segment_s = _pairs(results[video])
+        where, end_s = f"{path}, {listed}", length_s[video]
+        segment_s = _pairs(results[listed])
         if segment_s is None:
             problems.append(InputError("not a list of proposals", where, f"expected {FORM}"))
             continue
@@ -82,7 +83,7 @@ def load_proposals(
             segment_s = segment_s[inside]
         if len(segment_s):
             found[video] = segment_s
-    unknown = [video for video in results if video not in length_s]
+    unknown = [listed for listed, video in names.items() if video not in length_s]
     notes = (
         (len(unknown), f"videos with proposals are not in the annotations and are ignored: {some(unknown)}"),
         (dropped, "proposals were dropped (--fix_proposals)"),

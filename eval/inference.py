@@ -118,35 +118,54 @@ def pictures(data: Dataset, detections: Segments, number: int) -> Iterator[Tuple
 
 
 def unlabelled_split(
-    features: Sequence[Path], proposals: Path, feature_size: int, rate: float, roi_size: int, fix: bool = False
+    features: Sequence[Path], proposals: str, feature_size: int, profile: Profile, roi_size: int, fix: bool = False
 ) -> Split:
-    """The videos of a proposals file that have features, as a split without labels; nothing is cached.
+    """Videos that have features and proposals, as a split without labels; nothing is cached.
 
-    features: folder of per-video files, or one of RGB and one of flow. proposals: JSON in seconds. rate: snippets per
-    second of the features. Raises InputError naming file and video.
+    features: folder of per-video files, or one of RGB and one of flow. proposals: JSON in seconds, or "windows":
+    multi-scale windows of every video. profile: says the rate of the features. Raises InputError naming file and video.
     """
     for folder in features:
         if not folder.is_dir():
             raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
-    results = read_results(proposals)
-    if not results:
-        raise InputError("no proposals", proposals, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    source = Features(features, tuple(results), feature_size)
-    num_snippets = {v: int(source.longest_s(v, 1.0)) - 1 for v in source.videos}
-    found = load_proposals(proposals, {v: (n + 1) / rate for v, n in num_snippets.items()}, fix, results)
-    raise_first(found.problems)
-    videos = tuple(v for v in source.videos if v in found.segments_s)
-    if not videos:
-        raise InputError("no proposals of videos with features", proposals, f"features are in {source.sources[0]}")
-    left_out = [v for v in results if v not in videos]
-    if left_out:
-        log(f"{len(left_out)} of {len(results)} videos of {proposals} lack features or proposals: {some(left_out)}")
-    segments = [to_snippets(found.segments_s[v], rate) for v in videos]
-    snippets = np.asarray([num_snippets[v] for v in videos])
+    path, made = Path(proposals), proposals == "windows"
+    names = sorted({p.stem for p in features[0].rglob("*.*")}) if made else list(read_results(path))
+    if not names:
+        raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
+    source = Features(features, names, modalities=profile.modalities)
+    if source.layout[0] != feature_size:
+        what = f"the checkpoint is for features of width {feature_size}, these have {source.layout[0]}"
+        raise InputError(what, features[0], "use the features it was trained on")
+    snippets = np.asarray([source.length(v) for v in source.videos])
+    rate = profile.rates(source.videos, snippets, np.full(len(snippets), np.nan))
+    length_s = dict(zip(source.videos, (snippets + 1) / rate))
+    if made:
+        segments_s = {v: windows(n) / r for v, n, r in zip(source.videos, snippets, rate)}
+    else:
+        found = load_proposals(path, length_s, fix)
+        if found.beyond > 1.1:
+            problem = InputError("proposals end far beyond the features", path, fitting(profile, found.beyond))
+            raise problem
+        raise_first(found.problems)
+        for line in found.notes[1 if len(source.videos) < len(names) else 0 :]:  # the first is said below
+            log(line)
+        segments_s = found.segments_s
+    keep = [i for i, v in enumerate(source.videos) if v in segments_s]
+    featured = set(spelled(names, set(source.videos)).values()) & set(source.videos)
+    for reason, left in (("features", [v for v in names if v not in featured]),
+                         ("proposals", [v for v in source.videos if v not in segments_s])):  # fmt: skip
+        if left:
+            log(f"{len(left)} of {len(names)} videos are left out, since they have no {reason}: {some(left)}")
+    if not keep:
+        raise InputError("no proposals of videos with features", path, f"features are in {features[0]}")
+    videos, snippets, rate = tuple(source.videos[i] for i in keep), snippets[keep], rate[keep]
+    segments = [to_snippets(segments_s[v], r) for v, r in zip(videos, rate)]
     rows = live_rows(videos, segments, source.load, roi_size)
-    hashes = {"features": source.signature(videos), "proposals": file_hash(proposals)}
-    labels, rates = np.zeros((len(videos), 0), np.float32), np.full(len(videos), rate)
-    return Split(videos, labels, segments, snippets, snippets / rate, rates, rows, hashes)
+    for line in source.notes:
+        log(line)
+    hashes = {"features": source.signature(videos), "proposals": "windows" if made else file_hash(path)}
+    labels = np.zeros((len(videos), 0), np.float32)
+    return Split(videos, labels, segments, snippets, snippets / rate, rate, rows, hashes)
 
 
 # ---- the commands test and predict
