@@ -180,7 +180,7 @@ def _curves(numbers: Dict) -> Figure:
     columns = min(max(len(shown), 1), 6)
     lines = -(-max(len(shown), 1) // columns)
     figure = _figure(
-        1.9 * columns + 1, 1.7 * lines + 1, f"Precision (%) over recall (%); in brackets the mean AP{which}"
+        max(1.9 * columns + 1, 6), 1.7 * lines + 1, f"Precision (%) over recall (%); in brackets the mean AP{which}"
     )
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     tious, recall = numbers["tiou"], 100 * np.asarray(numbers["curves"]["recall"])
