@@ -17,9 +17,9 @@ from eval.average_precision import Columns, average_precision
 from options import Parser
 from utils.datasets.annotations import Annotations, read_annotations
 from utils.datasets.profile import PROFILES, THUMOS_TIOU, Profile, annotations_path, dataset_root, load_profile
-from utils.errors import InputError, raise_first, run_command
+from utils.errors import InputError, raise_first, run_command, some
 from utils.files import load_json, write_json
-from utils.run.report import aligned, some
+from utils.run.report import aligned
 from utils.segments import Segments, to_snippets
 
 PROTOCOLS = {
@@ -44,21 +44,25 @@ def evaluate_detections(
     ``wtal`` compares in snippets, instances rounded to whole ones, where the profile's ``round_ground_truth`` is true;
     elsewhere it is the same as ``exact``. Detections in videos and of classes that the truth does not have are ignored.
     Returns {"protocol", "videos": how many, "tiou", "mAP", "AP": {class: [fraction per threshold]}, "average"} and,
-    where instances are rounded, "rounding": {"instances", "emptied": how many rounding leaves without length,
-    "perfect": the averages of a detector that finds each instance exactly}. A class without instances has no AP and no
-    part in the mean, and without any, mAP and averages are None. Raises ValueError for an unknown protocol.
+    where instances are rounded, "rounding": the lines of ``rounding``. A class without instances has no AP and no part
+    in the mean, and without any, mAP and averages are None. Raises ValueError for an unknown protocol.
     """
     truth = in_protocol(truth, protocol)
     metrics = {"protocol": protocol, "videos": len(truth.videos), **_score(truth, found, profile, protocol)}
-    if protocol == "wtal" and profile.round_ground_truth:
-        instances, _, _ = comparable(truth, truth, profile, protocol)
-        perfect = replace(truth, score=np.ones(len(truth.video)))
-        metrics["rounding"] = {
-            "instances": len(truth.video),
-            "emptied": int((instances.segment[:, 1] <= instances.segment[:, 0]).sum()),
-            "perfect": _score(truth, perfect, profile, protocol)["average"],
-        }
-    return metrics
+    lines = rounding(truth, profile) if protocol == "wtal" else []
+    return {**metrics, "rounding": lines} if lines else metrics
+
+
+def rounding(truth: Segments, profile: Profile) -> List[str]:
+    """What protocol ``wtal`` loses by rounding instances, as lines for under a table; none where it rounds nothing."""
+    if not (profile.round_ground_truth and len(truth.video)):
+        return []
+    instances = comparable(truth, truth, profile, "wtal").truth.segment
+    perfect = _score(truth, replace(truth, score=np.ones(len(truth.video))), profile, "wtal")["average"]
+    span, value = list(perfect.items())[-1]
+    emptied = ((instances[:, 0] == instances[:, 1]) & (truth.segment_s[:, 0] < truth.segment_s[:, 1])).sum()
+    text = f"rounding to whole snippets empties {emptied:,} of {len(instances):,} instances"
+    return [f"{text}; a perfect detector would score {100 * value:.2f} (average {span})"]
 
 
 def in_protocol(truth: Segments, protocol: str) -> Segments:
@@ -129,13 +133,8 @@ def detection_table(metrics: Dict, per_class: bool = False) -> str:
     for name, values in sorted(metrics["AP"].items()) if per_class else ():
         averages = [float(np.mean(np.asarray(values)[within(metrics["tiou"], span)])) for span in spans]
         rows.append(cells(name, values + averages))
-    lines = [f"protocol {metrics['protocol']}: {PROTOCOLS[metrics['protocol']]}; {metrics['videos']} videos"]
-    cost = metrics.get("rounding")
-    if cost and cost["instances"]:
-        perfect = f"{100 * list(cost['perfect'].values())[-1]:.2f}"
-        text = f"rounding empties {cost['emptied']:,} of {cost['instances']:,} instances; a perfect detector scores"
-        lines.append(f"{text} {perfect} (avg {spans[-1]})")
-    return "\n".join(lines + aligned(rows))
+    head = f"protocol {metrics['protocol']}: {PROTOCOLS[metrics['protocol']]}; {metrics['videos']} videos"
+    return "\n".join([head, *metrics.get("rounding", ()), *aligned(rows)])
 
 
 def add_data_options(parser: Parser) -> None:
@@ -180,13 +179,13 @@ def read_data(args: Namespace) -> Tuple[Profile, Annotations, Segments, Segments
 def read_truth(name: str, root: Path, profile: Profile, subset: str) -> Tuple[Annotations, Segments]:
     """The annotations, and the instances of one subset without the profile's excluded videos. Raises InputError."""
     path = annotations_path(name, root, profile)
-    annotations, instances, problems = read_annotations(path)
+    annotations, instances, _, problems, notes = read_annotations(path)
     raise_first(problems)
+    print(*notes, sep="\n", end="\n" if notes else "")
     videos = [annotations.videos[i] for i in annotations.of(subset)]
     if not videos:
-        raise InputError(
-            f"no video in subset {subset!r}", path, f"subsets are {', '.join(sorted(set(annotations.subset)))}"
-        )
+        subsets = ", ".join(sorted(set(annotations.subset)))
+        raise InputError(f"no video in subset {subset!r}", path, f"subsets are {subsets}")
     return annotations, instances.keep([v for v in videos if v not in profile.excluded_videos])
 
 
