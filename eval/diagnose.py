@@ -16,7 +16,7 @@ from eval.detection import PROTOCOLS, add_data_options, default_protocol, read_d
 from eval.diagnosis import BINS, KINDS, LEAST_PRECISION, OVERLAP, detad_tious, diagnose, mean
 from options import Parser
 from proposals import load_proposals
-from utils.errors import run_command
+from utils.errors import raise_first, run_command
 from utils.files import atomic, write_json
 from utils.run.report import aligned
 
@@ -250,7 +250,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
     proposals_s = None
     if args.proposals:
-        proposals_s, _ = load_proposals(Path(args.proposals), {v: duration_s[v] for v in truth.videos}, fix=True)
+        given = load_proposals(Path(args.proposals), {v: duration_s[v] for v in truth.videos}, fix=True)
+        raise_first(given.problems)
+        proposals_s = given.segments_s
     numbers = diagnose(
         truth,
         found,

@@ -6,43 +6,21 @@ action; the class standing still around its actions; bursts of any class in one 
 most of their appearance or of their motion. On top lie an offset per video and noise that is correlated in time and
 partly points along the class prototypes; a ReLU makes all of it non-negative, as the pooled features of I3D are.
 
-Times are in snippets here, but for proposals. The numbers in the code are strengths against noise of about 1, chosen by
-trial such that a network trained with video-level labels is clearly better than chance and far from perfect.
+Times are in snippets here, except for proposals. The numbers in the code are strengths against noise of about 1, chosen
+by trial such that a network trained with video-level labels is clearly better than chance and far from perfect.
 """
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import List, NamedTuple, Tuple
 
 import numpy as np
 
-from utils.annotations import Annotations, Instances
-from utils.errors import InputError
-from utils.profile import Profile
+from utils.segments import tiou
 
-CLASSES = (  # the first two look alike, the next two move alike, and so on
-    "HighJump",
-    "PoleVault",
-    "CliffDiving",
-    "TrampolineJump",
-    "TennisServe",
-    "TennisForehand",
-    "FrisbeeThrow",
-    "DiscusThrow",
-)
 NUISANCE = 16  # directions of the correlated noise
 ALIKE = 0.8  # share of the variance that the two classes of a pair have in common in one modality
-
-
-class Plan(NamedTuple):
-    """The videos to simulate: what is known of them and how they are sampled."""
-
-    annotations: Annotations
-    instances: Instances
-    profile: Profile
-    seed: int
 
 
 class World(NamedTuple):
@@ -174,7 +152,7 @@ def make_proposals(
 
     Of mixed quality: instances ``segments_s`` [n, 2] with jitter, their parts and unions, the same around
     ``distractors_s`` [k, 2], random windows. About every twelfth instance is covered by none (tIoU < 0.3). A third of
-    the proposals are duplicates.
+    the proposals are duplicates. snippet_s: seconds a snippet.
     """
     missed = rng.random(len(segments_s)) < 0.08
     distinct = max(1, round(count * 2 / 3))
@@ -182,111 +160,25 @@ def make_proposals(
     span = np.exp(rng.uniform(np.log(low), np.log(high), distinct))
     start = rng.uniform(0, 1, distinct) * (duration_s + span) - span
     boxes = np.stack([start, start + span], axis=1)
-    kind = rng.random(distinct)
+    kind = rng.random(distinct)[:, None]
     if not missed.all():
         own, other = (segments_s[~missed][rng.integers((~missed).sum(), size=distinct)] for _ in range(2))
         span = own[:, 1:] - own[:, :1]
         jitter = rng.normal(0, 1, own.shape) * span
         part = own[:, :1] + np.sort(rng.uniform(0, 1, own.shape), axis=1) * span
         union = np.stack([np.minimum(own, other)[:, 0], np.maximum(own, other)[:, 1]], axis=1) + 0.1 * jitter
-        boxes = np.where(kind[:, None] < 0.26, union, boxes)
-        boxes = np.where(kind[:, None] < 0.20, part, boxes)
-        boxes = np.where(kind[:, None] < 0.13, own + 0.25 * jitter, boxes)
+        for share, choice in ((0.26, union), (0.20, part), (0.13, own + 0.25 * jitter)):
+            boxes = np.where(kind < share, choice, boxes)
     if len(distractors_s):
         near = distractors_s[rng.integers(len(distractors_s), size=distinct)]
         near = near + rng.normal(0, 0.15, near.shape) * (near[:, 1:] - near[:, :1])
-        boxes = np.where(kind[:, None] > 0.72, near, boxes)
+        boxes = np.where(kind > 0.72, near, boxes)
     boxes = np.clip(np.sort(boxes, axis=1), 0, duration_s)
     span = min(2 * snippet_s, duration_s)
     start = rng.uniform(0, 1, distinct) * (duration_s - span)
     too_short = boxes[:, 1] - boxes[:, 0] < min(snippet_s, 0.99 * duration_s)  # also what lay outside the video
     boxes = np.where(too_short[:, None], np.stack([start, start + span], axis=1), boxes)
-    free = (_tiou(boxes, segments_s[missed]) < 0.3).all(axis=1)
+    free = (tiou(boxes, segments_s[missed]) < 0.3).all(axis=1)
     boxes = boxes[free] if free.any() else boxes
     boxes = np.concatenate([boxes, boxes[rng.integers(len(boxes), size=count - len(boxes))]])
     return np.floor(boxes * 1000) / 1000  # rounding up could leave the video
-
-
-def _tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """tIoU [n, m] of segments [n, 2] and [m, 2]."""
-    common = np.minimum(a[:, None, 1], b[:, 1]) - np.maximum(a[:, None, 0], b[:, 0])
-    union = np.maximum(a[:, None, 1], b[:, 1]) - np.minimum(a[:, None, 0], b[:, 0])
-    return np.maximum(common, 0) / np.maximum(union, 1e-9)
-
-
-# ---- data sets
-
-
-def invent(seed: int, videos: Tuple[int, int], profile: Profile) -> Tuple[Plan, Dict[str, np.ndarray]]:
-    """Annotations of the data set Demo and its ambiguous intervals."""
-    rate = profile.snippets_per_second
-    names, subset, duration_s, segments_s, labels, ambiguous_s = [], [], [], [], [], {}
-    splits = (("train", profile.train_subset), ("test", profile.test_subset))
-    for (split, subset_name), count in zip(splits, videos):
-        for i in range(count):
-            video = f"demo_{split}_{i + 1:04d}"
-            rng = generator(seed, video, "annotations")
-            length = int(rng.integers(60, 241))
-            segments, label = make_instances(rng, length, len(CLASSES))
-            names.append(video)
-            subset.append(subset_name)
-            duration_s.append(round((length + rng.uniform(0.1, 0.9)) / rate, 2))
-            segments_s.append((segments / rate).round(2))
-            labels.append(label)
-            start_s = rng.uniform(0, 0.8) * length / rate
-            if split == "test" and i % 10 == 0:
-                ambiguous_s[video] = np.array([[start_s, start_s + rng.uniform(1, 5)]]).round(1)
-    weak = tuple(tuple(dict.fromkeys(label.tolist())) for label in labels)
-    annotations = Annotations(CLASSES, tuple(names), tuple(subset), np.array(duration_s), weak)
-    video = np.repeat(np.arange(len(names)), [len(label) for label in labels])
-    instances = Instances(video, np.concatenate(segments_s), np.concatenate(labels))
-    return Plan(annotations, instances, profile, seed), ambiguous_s
-
-
-def subset_of(plan: Plan, kept: np.ndarray) -> Plan:
-    """The plan for the videos ``kept`` (indices) alone."""
-    full, instances = plan.annotations, plan.instances
-    videos, subset, labels = (tuple(x[i] for i in kept) for x in (full.videos, full.subset, full.labels))
-    new = np.full(len(full.videos), -1)
-    new[kept] = np.arange(len(kept))
-    rows = new[instances.video] >= 0
-    return plan._replace(
-        annotations=Annotations(full.classes, videos, subset, full.duration_s[kept], labels),
-        instances=Instances(new[instances.video[rows]], instances.segment_s[rows], instances.label[rows]),
-    )
-
-
-def spread(plan: Plan, limit: int, source: Path) -> np.ndarray:
-    """Indices of ``limit`` videos: one to test on, one to train on for every class that has any, the rest spread."""
-    annotations, seen = plan.annotations, set()
-    train, test = (annotations.of(subset) for subset in (plan.profile.train_subset, plan.profile.test_subset))
-    kept = [int(test[0])]
-    for i in train.tolist():
-        if not seen.issuperset(annotations.labels[i]):
-            kept.append(i)
-            seen.update(annotations.labels[i])
-    if limit < len(kept):
-        what = f"--limit {limit} leaves a class without a training video"
-        raise InputError(what, source, f"give {len(kept)} or more")
-    others = np.setdiff1d(np.concatenate([train, test]), kept)
-    more = min(limit - len(kept), len(others))
-    return np.sort(np.concatenate([kept, others[np.linspace(0, len(others) - 1, more).round().astype(np.int64)]]))
-
-
-def walk(plan: Plan) -> Iterator[Tuple]:
-    """(video, duration in seconds, T, segments [n, 2] in seconds, events) of each video in turn."""
-    annotations, instances, rate = plan.annotations, plan.instances, plan.profile.snippets_per_second
-    order = np.argsort(instances.video, kind="stable")
-    bounds = np.searchsorted(instances.video[order], np.arange(len(annotations.videos) + 1))
-    for i, (video, duration_s) in enumerate(zip(annotations.videos, annotations.duration_s.tolist())):
-        rows = order[bounds[i] : bounds[i + 1]]
-        segments_s, label = instances.segment_s[rows], instances.label[rows]
-        length = max(1, int(duration_s * rate + 1e-6))
-        rng = generator(plan.seed, video, "events")
-        yield (
-            video,
-            duration_s,
-            length,
-            segments_s,
-            make_events(rng, length, segments_s * rate, label, len(annotations.classes)),
-        )

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from main import main
-from utils.annotations import read_ambiguous, read_instances, read_weak_labels
-from utils.demo import make_demo, new_folder, simulate, write_annotations
+from utils.datasets.annotations import read_ambiguous, read_annotations, write_annotations
+from utils.datasets.profile import PROFILES, load_profile, proposals_file
+from utils.datasets.simulate import CLASSES, make_demo, new_folder, simulate
+from utils.datasets.world import generator, make_events, make_features, make_proposals, make_world
 from utils.errors import InputError
 from utils.files import load_array, load_json
-from utils.profile import PROFILES, load_profile, proposals_file
-from utils.simulation import CLASSES, generator, make_events, make_features, make_proposals, make_world
+from utils.segments import tiou
 
-ROOT = Path(__file__).resolve().parent.parent
 VIDEOS = (24, 12)
 
 
@@ -33,8 +30,9 @@ def demo(tmp_path_factory) -> Path:
 
 
 def read(root: Path, name: str = "Demo"):
-    annotations = read_weak_labels(root / f"{name}-Annotations")
-    return annotations, read_instances(root / f"{name}-Annotations", annotations)
+    annotations, instances, problems = read_annotations(root / f"{name}-Annotations")
+    assert not problems
+    return annotations, instances
 
 
 def proposals_of(folder: Path, name: str = "Demo") -> dict:
@@ -47,12 +45,7 @@ def contents(folder: Path) -> dict:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    common = np.clip(np.minimum(a[:, None, 1], b[:, 1]) - np.maximum(a[:, None, 0], b[:, 0]), 0, None)
-    return common / ((a[:, 1] - a[:, 0])[:, None] + (b[:, 1] - b[:, 0]) - common)
-
-
-# ---- the data set Demo
+# ---- the dataset Demo
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
@@ -64,29 +57,32 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     assert all(first[name] != other[name] for name in first if name.startswith("Demo-I3D"))
 
 
-def test_the_layout_is_that_of_a_real_data_set(demo):
+def test_the_demo_is_the_one_that_published_numbers_are_of(tmp_path):
+    """Proposals of seed 0, in milliseconds: they follow from annotations and events, and depend on no processor."""
+    make_demo(tmp_path / "Demo", progress=False, width=1)
+    digest = hashlib.sha256()
+    for split in ("train", "test"):
+        digest.update((tmp_path / "Demo" / f"Proposals_Demo_{split}.json").read_bytes())
+    assert digest.hexdigest()[:16] == "2f6fa6f571ceee71"
+
+
+def test_the_layout_is_that_of_a_real_dataset_and_says_that_it_is_simulated(demo):
     annotations, instances = read(demo)
     assert annotations.classes == CLASSES
     assert [annotations.subset.count(s) for s in ("validation", "test")] == list(VIDEOS)
-    assert all(video.startswith("demo_") for video in annotations.videos)
     assert len(read_ambiguous(demo / "Demo-Annotations" / "Ambiguous_test.txt", annotations.videos)) > 0
     for i, video in enumerate(annotations.videos):
         features = load_array(demo / "Demo-I3D-JOINTFeatures" / f"{video}.npy", mmap=True)
         assert features.dtype == np.float16 and features.shape[1] == 128
         assert len(features) == int(annotations.duration_s[i] * 25 / 16) and 60 <= len(features) <= 240
         assert np.isfinite(features).all() and (features >= 0).all() and (features > 0).mean() > 0.3
-        mine = instances.video == i
-        assert set(instances.label[mine]) == set(annotations.labels[i])
-        segment_s = instances.segment_s[mine]
+        segment_s, label, _ = instances.of(video)
+        assert set(label) == set(annotations.labels[i])
         assert (segment_s[:, 0] >= 0).all() and (segment_s[:, 1] <= annotations.duration_s[i]).all()
         assert (segment_s[:, 1] > segment_s[:, 0]).all()
     assert 1 < np.mean([len(labels) for labels in annotations.labels]) < 1.5
-
-
-def test_every_file_says_that_it_is_simulated(demo):
     assert "SIMULATED" in (demo / "SIMULATED.txt").read_text(encoding="utf-8")
-    for split in ("train", "test"):
-        assert load_json(demo / f"Proposals_Demo_{split}.json")["version"] == "simulated"
+    assert load_json(demo / "Proposals_Demo_test.json")["version"] == "simulated"
 
 
 def test_proposals_lie_inside_their_video_and_a_third_are_duplicates(demo):
@@ -100,33 +96,34 @@ def test_proposals_lie_inside_their_video_and_a_third_are_duplicates(demo):
 
 
 def test_proposals_allow_much_more_than_a_random_choice_of_them_finds_and_not_everything(demo):
-    annotations, instances = read(demo)
-    rng, found = generator(0, "a random scorer"), []
-    for i, boxes in enumerate(proposals_of(demo).values()):
-        segment_s = instances.segment_s[instances.video == i]
+    _, instances = read(demo)
+    rng, oracle, chance = generator(0, "a random scorer"), [], []
+    for video, boxes in proposals_of(demo).items():
+        segment_s = instances.of(video)[0]
         chosen = rng.choice(len(boxes), size=len(segment_s), replace=False)  # as many guesses as there are instances
-        found += [(tiou(segment_s, b).max(axis=1) >= 0.5).mean() for b in (boxes, boxes[chosen])]
-    oracle, chance = np.mean(found[::2]), np.mean(found[1::2])
-    assert 0.6 < oracle < 0.95
-    assert chance < 0.5 * oracle
+        for share, some in ((oracle, boxes), (chance, boxes[chosen])):
+            share.append((tiou(segment_s, some).max(axis=1) >= 0.5).mean())
+    assert 0.6 < np.mean(oracle) < 0.95
+    assert np.mean(chance) < 0.5 * np.mean(oracle)
 
 
-def test_neither_modality_nor_the_mean_of_the_video_gives_the_instances_away(demo):
+def test_neither_modality_gives_the_instances_away(demo):
     """A linear reading of the class's own prototype finds its instances better than chance and far from surely."""
     annotations, instances = read(demo)
     world = make_world(0, len(CLASSES), 64)
-    halves: list = [[], []]
+    areas: list = [[], []]  # under the ROC curve
     for i, video in enumerate(annotations.videos):
         features = load_array(demo / "Demo-I3D-JOINTFeatures" / f"{video}.npy").astype(np.float32)
         features -= features.mean(axis=0)
         time_s = (np.arange(len(features)) + 0.5) * 16 / 25
+        segments_s, label, _ = instances.of(video)
         for c in annotations.labels[i]:
-            segment_s = instances.segment_s[(instances.video == i) & (instances.label == c)]
+            segment_s = segments_s[label == c]
             inside = ((time_s >= segment_s[:, :1]) & (time_s < segment_s[:, 1:])).any(axis=0)
             for modality in range(2):
                 score = features[:, 64 * modality :][:, :64] @ world.prototypes[modality][c]
-                halves[modality].append(np.mean(score[inside][:, None] > score[~inside]))  # area under the ROC curve
-    for area in map(np.mean, halves):
+                areas[modality].append(np.mean(score[inside][:, None] > score[~inside]))
+    for area in map(np.mean, areas):
         assert 0.65 < area < 0.95
 
 
@@ -135,31 +132,27 @@ def test_a_finished_demo_is_never_overwritten_and_a_failed_one_leaves_nothing(tm
     before = contents(tmp_path)
     with pytest.raises(InputError, match="exists already"):
         make_demo(tmp_path / "Demo", seed=1, progress=False, videos=(1, 1), width=4)
-    assert contents(tmp_path) == before
 
     def fail(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("utils.demo.make_features", fail)
+    monkeypatch.setattr("utils.datasets.world.make_features", fail)
     with pytest.raises(KeyboardInterrupt):
         make_demo(tmp_path / "Other", progress=False, videos=(1, 1), width=4)
     assert contents(tmp_path) == before and [p.name for p in tmp_path.iterdir()] == ["Demo"]
 
 
-def test_of_two_processes_that_make_one_folder_the_first_wins(tmp_path):
-    with new_folder(tmp_path / "made") as slow:
+def test_of_two_processes_that_make_one_folder_neither_spoils_the_other(tmp_path):
+    with pytest.raises(OSError), new_folder(tmp_path / "made") as slow:
         (slow / "file").write_text("slow")
         (tmp_path / "made").mkdir()
         (tmp_path / "made" / "file").write_text("fast")
-    assert (tmp_path / "made" / "file").read_text() == "fast"
-    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert contents(tmp_path) == {"made/file": b"fast"}
 
 
 def test_proposals_go_where_they_are_wanted(tmp_path):
     make_demo(tmp_path / "Demo", proposals_root=tmp_path / "here", progress=False, videos=(1, 1), width=4)
-    assert sorted(p.name for p in (tmp_path / "here").iterdir()) == [
-        f"Proposals_Demo_{s}.json" for s in ("test", "train")
-    ]
+    assert sorted(contents(tmp_path / "here")) == ["Proposals_Demo_test.json", "Proposals_Demo_train.json"]
     assert not list((tmp_path / "Demo").glob("*.json"))
 
 
@@ -167,7 +160,7 @@ def test_proposals_go_where_they_are_wanted(tmp_path):
 
 
 def annotated(folder: Path, order: slice = slice(None)) -> Path:
-    """W-TALC annotations of the Demo in ``folder``, its videos in another order."""
+    """W-TALC annotations of a small Demo in ``folder``, its videos in another order."""
     make_demo(folder / "made", progress=False, videos=(4, 3), width=2)
     source, target = folder / "made" / "Demo-Annotations", folder / "Demo-Annotations"
     target.mkdir()
@@ -177,30 +170,35 @@ def annotated(folder: Path, order: slice = slice(None)) -> Path:
     return target
 
 
-def test_simulated_features_follow_duration_width_and_type(tmp_path):
-    source = annotated(tmp_path)
-    assert simulate(source, tmp_path / "out", width=6, dtype="float32", progress=False)[0] == "Demo"
-    annotations, _ = read(tmp_path / "out")
-    for video, duration_s in zip(annotations.videos, annotations.duration_s):
-        features = load_array(tmp_path / "out" / "Demo-I3D-JOINTFeatures" / f"{video}.npy")
-        assert features.shape == (int(duration_s * 25 / 16), 12) and features.dtype == np.float32
-    assert contents(tmp_path / "out" / "Demo-Annotations") == contents(source)
-    assert not list((tmp_path / "out").glob("*.json"))
-
-
-def test_features_of_a_video_depend_on_no_other_video(tmp_path):
+def test_features_follow_duration_width_and_type_and_depend_on_no_other_video(tmp_path):
     (tmp_path / "forth").mkdir()
     (tmp_path / "back").mkdir()
-    simulate(annotated(tmp_path / "forth"), tmp_path / "a", width=4, progress=False)
-    simulate(annotated(tmp_path / "back", slice(None, None, -1)), tmp_path / "b", width=4, progress=False)
-    simulate(tmp_path / "forth" / "Demo-Annotations", tmp_path / "c", width=4, limit=6, proposals=9, progress=False)
+    source = annotated(tmp_path / "forth")
+    assert simulate(source, tmp_path / "a", width=4, dtype="float32", progress=False)[0] == "Demo"
+    assert not list((tmp_path / "a").glob("*.json"))
+    backward = annotated(tmp_path / "back", slice(None, None, -1))
+    simulate(backward, tmp_path / "b", width=4, dtype="float32", progress=False)
+    simulate(source, tmp_path / "c", width=4, dtype="float32", limit=6, proposals=9, progress=False)
     forth, back, few = (contents(tmp_path / out / "Demo-I3D-JOINTFeatures") for out in "abc")
     assert forth == back
     assert len(few) == 7 and few.items() <= forth.items()
-    annotations, _ = read(tmp_path / "c")
+    (annotations, instances), (_, timed) = read(tmp_path / "c"), read(tmp_path / "a")
     assert annotations.subset == ("validation",) * 4 + ("test",) * 2
+    for video, duration_s in zip(annotations.videos, annotations.duration_s):
+        features = load_array(tmp_path / "c" / "Demo-I3D-JOINTFeatures" / f"{video}.npy")
+        assert features.shape == (int(duration_s * 25 / 16), 8) and features.dtype == np.float32
+        np.testing.assert_array_equal(instances.of(video)[0], timed.of(video)[0])
     proposals = proposals_of(tmp_path / "c")
     assert list(proposals) == list(annotations.videos) and all(6 <= len(b) <= 12 for b in proposals.values())
+
+
+def test_features_may_be_added_beside_the_annotations(tmp_path):
+    source = annotated(tmp_path)
+    before = contents(source)
+    simulate(source, tmp_path, width=2, progress=False)
+    assert contents(source) == before and len(list((tmp_path / "Demo-I3D-JOINTFeatures").glob("*.npy"))) == 7
+    with pytest.raises(InputError, match="I3D-JOINTFeatures. - remove it"):
+        simulate(source, tmp_path, width=2, progress=False)
 
 
 def test_one_snippet_no_instance_and_a_second_long_video_are_simulated():
@@ -227,15 +225,13 @@ def test_one_snippet_no_instance_and_a_second_long_video_are_simulated():
     ],
 )
 def test_annotations_that_cannot_be_simulated_are_refused_and_nothing_is_left(tmp_path, spoil, message):
-    import dataclasses
-
     make_demo(tmp_path / "made", progress=False, videos=(1, 1), width=2)
     annotations, instances = read(tmp_path / "made")
     source = tmp_path / "in" / "Mine-Annotations"
     write_annotations(source, dataclasses.replace(annotations, **spoil), instances, {})
     with pytest.raises(InputError, match=message):
         simulate(source, tmp_path / "out", width=2, progress=False)
-    assert not [p for p in (tmp_path / "out").glob("*") if "I3D" in p.name]
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_real_annotations_of_both_kinds_of_string_are_simulated(shared, tmp_path):
@@ -243,56 +239,44 @@ def test_real_annotations_of_both_kinds_of_string_are_simulated(shared, tmp_path
         source = shared / "data" / name / f"{name}-Annotations"
         simulate(source, tmp_path, width=3, limit=210, proposals=20, progress=False)
         annotations, _ = read(tmp_path, name)
-        assert annotations.classes == read_weak_labels(source).classes
+        assert annotations.classes == read_annotations(source)[0].classes and len(annotations.videos) == 210
         train_split = load_json(tmp_path / f"Proposals_{name}_train.json")["results"]
         assert list(train_split) == [annotations.videos[i] for i in annotations.of(train)]
-        assert len(annotations.videos) == 210
         trained_on = {c for i in annotations.of(train) for c in annotations.labels[i]}
         assert trained_on == set(range(len(annotations.classes)))
-        for video, duration_s in zip(annotations.videos, annotations.duration_s):
-            features = load_array(tmp_path / f"{name}-I3D-JOINTFeatures" / f"{video}.npy")
-            assert len(features) == max(1, int(duration_s * 25 / 16))
-
-
-def as_json(root: Path, path: Path, subsets: dict) -> Path:
-    """The Demo's annotations in ActivityNet's form, with its names of the subsets."""
-    annotations, instances = read(root)
-    database = {
-        video: {
-            "subset": subsets[annotations.subset[i]],
-            "duration": annotations.duration_s[i],
-            "annotations": [
-                {"segment": instances.segment_s[g].tolist(), "label": CLASSES[instances.label[g]]}
-                for g in np.flatnonzero(instances.video == i)
-            ],
-        }
-        for i, video in enumerate(annotations.videos)
-    }
-    path.write_text(json.dumps({"database": database}))
-    return path
 
 
 def test_a_limit_keeps_a_training_video_of_every_class_that_has_one_or_is_refused(tmp_path, demo):
     full, _ = read(demo)
     has = {c for i in full.of("validation") for c in full.labels[i]}
-    with pytest.raises(InputError, match="--limit 2 leaves a class without a training video .*give [0-9]+ or more"):
-        simulate(demo / "Demo-Annotations", tmp_path, width=2, limit=2, progress=False)
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match="--limit 1 leaves a class without a training video .*give") as refused:
         simulate(demo / "Demo-Annotations", tmp_path, width=2, limit=1, progress=False)
-    for limit in (int(re.findall("give ([0-9]+) or", str(refused.value))[0]), 20, sum(VIDEOS) - 1):
+    assert not list(tmp_path.iterdir())
+    for limit in (int(re.findall("give ([0-9]+) or", str(refused.value))[0]), sum(VIDEOS) - 1):
         simulate(demo / "Demo-Annotations", tmp_path / str(limit), width=2, limit=limit, progress=False)
         annotations, _ = read(tmp_path / str(limit))
         assert len(set(annotations.videos)) == limit and "test" in annotations.subset
         assert {c for i in annotations.of("validation") for c in annotations.labels[i]} == has
 
 
+def as_json(root: Path, path: Path, subsets: dict) -> Path:
+    """The Demo's annotations in ActivityNet's form, with its names of the subsets."""
+    annotations, instances = read(root)
+    database = {}
+    for i, video in enumerate(annotations.videos):
+        timed = [{"segment": s.tolist(), "label": CLASSES[c]} for s, c in zip(*instances.of(video)[:2])]
+        subset = subsets[annotations.subset[i]]
+        database[video] = {"subset": subset, "duration": annotations.duration_s[i], "annotations": timed}
+    path.write_text(json.dumps({"database": database}))
+    return path
+
+
 def test_one_file_of_annotations_is_named_after_the_folder_and_its_profile_goes_along(tmp_path, demo):
     (tmp_path / "in").mkdir()
     path = as_json(demo, tmp_path / "in" / "some.v1-2.json", {"validation": "training", "test": "validation"})
     for out, name, expected in (("ActivityNet1.2", None, "ActivityNet1.2"), ("x", "ActivityNet1.3", "ActivityNet1.3")):
-        found, profile = simulate(path, tmp_path / out, width=2, name=name, progress=False)
-        assert found == expected and profile == PROFILES[expected] == load_profile(expected, tmp_path / out)
+        made, profile = simulate(path, tmp_path / out, width=2, name=name, progress=False)
+        assert made == expected and profile == PROFILES[expected] == load_profile(expected, tmp_path / out)
         assert len(list((tmp_path / out / f"{expected}-I3D-JOINTFeatures").glob("*.npy"))) == sum(VIDEOS)
     with pytest.raises(InputError, match="no video in subset 'test'.*--name"):
         simulate(path, tmp_path / "mine", width=2, progress=False)
@@ -302,50 +286,3 @@ def test_one_file_of_annotations_is_named_after_the_folder_and_its_profile_goes_
     profile = load_profile("mine", tmp_path / "mine")
     assert (profile.train_subset, profile.snippet_stride, profile.annotations) == ("training", 8, None)
     assert proposals_file("mine", profile, "train").is_file()
-
-
-def command(*arguments):
-    line = [sys.executable, *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-
-
-def test_the_command_makes_the_demo_and_says_that_it_is_simulated(tmp_path):
-    done = command("-m", "utils.demo", "--out", tmp_path / "Demo", "--width", 2)
-    assert done.returncode == 0 and "SIMULATED" in done.stdout, done.stderr
-    assert len(read(tmp_path / "Demo")[0].videos) == 150
-    refused = command("-m", "utils.demo", "--out", tmp_path / "Demo")
-    assert refused.returncode == 2 and refused.stderr.startswith("error: exists already") and not refused.stdout
-    for wrong in (("--width", 0), ("--limit", 5)):
-        assert command("-m", "utils.demo", "--out", tmp_path / "other", *wrong).returncode == 2
-
-
-def test_a_demo_trains_where_the_command_made_it_and_without_its_proposals_says_what_to_do(tmp_path):
-    from dataset import source_of
-    from options import parse
-
-    make_demo(tmp_path / "Demo", videos=(10, 4), width=4, progress=False)
-    words = ["--dataset_name", "Demo", "--dataset_root", str(tmp_path / "Demo")]
-    source = source_of(parse(words))
-    assert source.profile.proposals_root and len(source.annotations.videos) == 14
-    (tmp_path / "Demo" / "Proposals_Demo_train.json").unlink()
-    with pytest.raises(InputError, match="the Demo without its proposals .*Proposals_Demo_train.json. - delete"):
-        source_of(parse(words))
-
-
-def test_the_printed_command_trains(tmp_path, demo, capsys):
-    path = as_json(demo, tmp_path / "some.v1-2.json", {"validation": "training", "test": "validation"})
-    how = ("--annotations", path, "--out", tmp_path / "my data" / "ActivityNet1.2", "--width", 4)
-    made = command("-m", "utils.demo", *how, "--proposals", 9)
-    assert made.returncode == 0, made.stderr
-    line = shlex.split(made.stdout.splitlines()[-1])
-    own = [f"--{what}={tmp_path / what}" for what in ("exp_dir", "cache_dir", "descriptors_root")]
-    assert line[:2] == ["python", "main.py"]
-    assert not main(line[2:] + own + ["--max_epoch", "1", "--device", "cpu"])
-    assert "SIMULATED" in capsys.readouterr().out
-
-
-def test_a_command_that_needs_proposals_first_says_where(tmp_path, demo):
-    source = tmp_path / "Own-Annotations"
-    shutil.copytree(demo / "Demo-Annotations", source)
-    made = command("-m", "utils.demo", "--annotations", source, "--out", tmp_path / "out", "--width", 2)
-    assert made.returncode == 0 and "Proposals_Own_{train,test}.json in proposals4Own" in made.stdout, made.stderr

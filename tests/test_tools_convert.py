@@ -1,4 +1,4 @@
-"""``dataset.py convert``: round trips give equal data, nothing is overwritten, nothing leaves its folder."""
+"""``python -m utils.tools.convert``: round trips give equal data, nothing is overwritten or leaves its folder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import shutil
 import numpy as np
 import pytest
 
-import dataset
 from tests import tiny
-from utils import convert
-from utils.annotations import Annotations, Instances, read_ambiguous, read_instances, read_weak_labels
+from tests.outcome import outcome, refused
+from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations, write_annotations
+from utils.datasets.features import Features
 from utils.errors import InputError
-from utils.features import Features
+from utils.segments import Segments
+from utils.tools.convert import main
 
 
 def run(kind, source, target, *more):
     sources = source if isinstance(source, list) else [source]
-    assert dataset.main(["convert", kind, "--from", *map(str, sources), "--to", str(target), *map(str, more)]) == 0
+    main([kind, "--from", *map(str, sources), "--to", str(target), *map(str, more)])
 
 
 def features(root, source, target, *more):
@@ -31,10 +32,9 @@ def root(tmp_path):
 
 
 def same(a, b):
-    """Whether two annotation files hold the same: Annotations and Instances, bit for bit."""
-    a, b = ((weak, read_instances(path, weak)) for path in (a, b) for weak in [read_weak_labels(path)])
-    for x, y in zip(a, b):
-        for field, value in vars(x).items():
+    """Whether two annotation files hold the same: Annotations and instances, bit for bit."""
+    for x, y in zip(read_annotations(a), read_annotations(b)):
+        for field, value in vars(x).items() if x else ():
             if isinstance(value, np.ndarray):
                 np.testing.assert_array_equal(value, vars(y)[field], strict=True)
             else:
@@ -50,7 +50,6 @@ def test_features_make_a_round_trip_with_every_bit_and_type(root, dtype):
             array[0, 0] = np.nan  # also what is wrong stays as it is
         np.save(path, array[: i + 7])
     features(root, folder, root / "joint.npy")
-    assert np.load(root / "joint.npy", allow_pickle=True).shape == (8,)
     features(root, root / "joint.npy", root / "again")
     assert sorted(p.name for p in (root / "again").iterdir()) == sorted(p.name for p in folder.iterdir())
     for path in folder.iterdir():
@@ -81,46 +80,39 @@ def test_every_layout_of_a_folder_becomes_the_same_joint_array(root, kind):
             else:
                 np.save(source / f"{video}.npy", array.T)
     features(root, sources, root / "joint.npy", "--feature_size", 8)
-    for row, array in zip(np.load(root / "joint.npy", allow_pickle=True), arrays.values()):
-        np.testing.assert_array_equal(row, array, strict=True)
     read = Features([root / "joint.npy"], list(arrays))
-    np.testing.assert_array_equal(read.load("video_03"), arrays["video_03"], strict=True)
+    for video, array in arrays.items():
+        np.testing.assert_array_equal(read.load(video), array, strict=True)
 
 
-def test_real_features_make_a_round_trip(shared, tmp_path):
+def test_real_data_make_a_round_trip(shared, tmp_path):
     source, annotations = shared / "data" / "GTEA" / "GTEA-I3D-JOINTFeatures.npy", shared / "data/GTEA/GTEA-Annotations"
     run("features", source, tmp_path / "folder", "--annotations", annotations)
     run("features", tmp_path / "folder", tmp_path / "joint.npy", "--annotations", annotations)
-    before, after = (np.load(path, allow_pickle=True) for path in (source, tmp_path / "joint.npy"))
-    assert len(before) == len(after) == 198
-    for a, b in zip(before, after):
+    for a, b in zip(*(np.load(path, allow_pickle=True) for path in (source, tmp_path / "joint.npy"))):
         np.testing.assert_array_equal(a, b, strict=True)
-
-
-def odd_annotations():
-    """What ActivityNet's JSON has no place for: class order, an unused class, weak labels of their own, no duration."""
-    weak = ((1,), (), (2, 1), (0,), (1, 0))
-    instances = Instances(
-        np.asarray([0, 0, 1, 4, 4]),
-        np.asarray([[0.1, 0.30000000000000004], [2.0, 3.0], [1.0, 1.0], [4.0, 5.0], [1e-9, 7.25]]),
-        np.asarray([1, 2, 0, 0, 1]),
-    )
-    videos = ("a", "b b", "ü", "-d", "e.f")
-    duration_s = np.asarray([10.0, np.nan, 3.3, 1 / 3, 8.0])
-    return Annotations(("zoom", "añb", "c", "never"), videos, ("x", "x", "y", "z", ""), duration_s, weak), instances
+    source = shared / "data" / "Thumos14reduced" / "Thumos14reduced-Annotations"
+    run("annotations", source, tmp_path / "a.json")
+    run("annotations", tmp_path / "a.json", tmp_path / "b")
+    same(source, tmp_path / "b")
 
 
 def test_annotations_that_json_has_no_place_for_survive_every_round_trip(tmp_path):
-    annotations, instances = odd_annotations()
-    first = tmp_path / "first"
-    convert.write_annotations(first, annotations, instances, {"ü": np.asarray([[1.0, 2.5]])})
+    """Class order, an unused class, weak labels of their own, an unknown duration, times of many digits."""
+    weak = ((1,), (), (2, 1), (0,), (1, 0))
+    classes, videos = ("zoom", "añb", "c", "never"), ("a", "b b", "ü", "-d", "e.f")
+    segment_s = np.asarray([[0.1, 0.30000000000000004], [2.0, 3.0], [1.0, 1.0], [4.0, 5.0], [1e-9, 7.25]])
+    instances = Segments(classes, videos, np.asarray([0, 0, 1, 4, 4]), segment_s, np.asarray([1, 2, 0, 0, 1]))
+    duration_s = np.asarray([10.0, np.nan, 3.3, 1 / 3, 8.0])
+    annotations, first = Annotations(classes, videos, ("x", "x", "y", "z", "s"), duration_s, weak), tmp_path / "first"
+    write_annotations(first, annotations, instances, {"ü": np.asarray([[1.0, 2.5]])})
     run("annotations", first, tmp_path / "a.json")
     run("annotations", tmp_path / "a.json", tmp_path / "second")
     run("annotations", first, tmp_path / "third")
     for other in ("a.json", "second", "third"):
         same(first, tmp_path / other)
-    weak = read_weak_labels(tmp_path / "a.json")
-    assert weak.labels == annotations.labels and weak.classes == annotations.classes
+    read = read_annotations(tmp_path / "a.json")[0]
+    assert read.labels == annotations.labels and read.classes == annotations.classes
     (times,) = read_ambiguous(tmp_path / "third" / "Ambiguous_test.txt", annotations.videos).values()
     assert times.tolist() == [[1.0, 2.5]]
 
@@ -133,28 +125,15 @@ def test_plain_annotations_become_plain_activitynet_json(tmp_path):
     assert json.loads((tmp_path / "b.json").read_text())["database"] == {"v": entry}
 
 
-def test_a_csv_becomes_a_folder(tmp_path):
-    (tmp_path / "a.csv").write_text("video,subset,label,start,end,duration\nv,s,jump,1,2.5,9\nv,s,run,3,4,9\nw,t,,,,\n")
+@pytest.mark.parametrize(
+    "rows", ["label,start,end,duration\nv,s,jump,1,2.5,9\nw,t,,,,", "label\nv,s,run\nv,s,jump\nw,t,"]
+)
+def test_a_csv_keeps_what_it_says_in_every_form(tmp_path, rows):
+    (tmp_path / "a.csv").write_text(f"video,subset,{rows}\n")
     run("annotations", tmp_path / "a.csv", tmp_path / "npy")
     run("annotations", tmp_path / "npy", tmp_path / "b.json")
     same(tmp_path / "a.csv", tmp_path / "npy")
     same(tmp_path / "a.csv", tmp_path / "b.json")
-
-
-def test_a_csv_of_weak_labels_keeps_them_in_every_form(tmp_path):
-    (tmp_path / "a.csv").write_text("video,subset,label\nv,s,run\nv,s,jump\nw,t,\n")
-    run("annotations", tmp_path / "a.csv", tmp_path / "npy")
-    run("annotations", tmp_path / "npy", tmp_path / "b.json")
-    same(tmp_path / "a.csv", tmp_path / "npy")
-    same(tmp_path / "a.csv", tmp_path / "b.json")
-    assert read_weak_labels(tmp_path / "b.json").labels == ((1, 0), ())
-
-
-def test_real_annotations_make_a_round_trip(shared, tmp_path):
-    source = shared / "data" / "Thumos14reduced" / "Thumos14reduced-Annotations"
-    run("annotations", source, tmp_path / "a.json")
-    run("annotations", tmp_path / "a.json", tmp_path / "b")
-    same(source, tmp_path / "b")
 
 
 def test_nothing_is_overwritten(root):
@@ -172,12 +151,11 @@ def test_nothing_is_overwritten(root):
     assert joint.read_bytes() == content and [p.name for p in full.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("name", ["../../out", "/out", "a/b", "..", "", "a\\b", "x" * 300])
+@pytest.mark.parametrize("name", ["../../out", "/out", "..", "", "x" * 300])
 def test_a_video_name_that_is_no_file_name_is_refused_before_anything_is_written(root, name):
-    folder = root / "Tiny-Annotations"
     features(root, root / "Tiny-I3D-JOINTFeatures", root / "joint.npy")
-    names = np.load(folder / "videoname.npy").tolist()
-    np.save(folder / "videoname.npy", np.asarray(names[:-1] + [name]))
+    names = np.load(root / "Tiny-Annotations" / "videoname.npy").tolist()
+    np.save(root / "Tiny-Annotations" / "videoname.npy", np.asarray(names[:-1] + [name]))
     before = sorted(root.parent.rglob("*"))
     with pytest.raises(InputError, match="no file name"):
         features(root, root / "joint.npy", root / "deep" / "folder")
@@ -186,30 +164,27 @@ def test_a_video_name_that_is_no_file_name_is_refused_before_anything_is_written
 
 def test_a_conversion_that_fails_leaves_nothing(root, monkeypatch):
     folder = root / "Tiny-I3D-JOINTFeatures"
-    features(root, folder, root / "joint.npy")
     features(root, folder, root / "good.npy")
-    copy = shutil.copytree(folder, root / "copy")
-    joint = np.load(root / "joint.npy", allow_pickle=True)
+    joint = np.load(root / "good.npy", allow_pickle=True)
     joint[5] = joint[5][:, :3]
     np.save(root / "joint.npy", joint, allow_pickle=True)
-    (folder / "video_05.npy").write_bytes(b"damaged")
+    copy = shutil.copytree(folder, root / "copy")
+    (copy / "video_05.npy").write_bytes(b"damaged")
     before = sorted(root.rglob("*"))
     with pytest.raises(InputError, match="width 3.*video_05"):
         features(root, root / "joint.npy", root / "out")
     with pytest.raises(InputError, match="video_05"):
-        features(root, folder, root / "out.npy")
+        features(root, copy, root / "out.npy")
 
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full_disk)
-    for convert_it in (
-        lambda: run("annotations", root / "Tiny-Annotations", root / "npy"),
-        lambda: features(root, copy, root / "copy.npy"),
-        lambda: features(root, root / "good.npy", root / "files"),
-    ):
+    for command, source, target in ((features, folder, "a.npy"), (features, root / "good.npy", "files")):
         with pytest.raises(OSError, match="No space"):
-            convert_it()
+            command(root, source, root / target)
+    with pytest.raises(OSError, match="No space"):
+        run("annotations", root / "Tiny-Annotations", root / "npy")
     assert sorted(root.rglob("*")) == before
 
 
@@ -220,23 +195,8 @@ def test_a_joint_array_needs_every_video_and_says_which_are_missing(root):
         features(root, root / "Tiny-I3D-JOINTFeatures", root / "joint.npy")
 
 
-@pytest.mark.parametrize("target, sources, words", [("joint", 1, "end in .npy"), ("joint.npy", 3, "takes one, or the")])
+@pytest.mark.parametrize("target, sources, words", [("joint", 1, "end in .npy"), ("joint.npy", 3, "one path, or the")])
 def test_arguments_that_make_no_sense_are_refused(root, target, sources, words):
-    with pytest.raises(InputError, match=words):
-        features(root, [root / "Tiny-I3D-JOINTFeatures"] * sources, root / target)
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"database": {}, "classes": "ab"},
-        {"database": {"v": {"subset": "s", "weak_labels": 3}}},
-        {"database": {"v": {"subset": "s", "annotations": [{"label": "a", "segment": 3}]}}},
-        {"database": {"v": {"subset": "s", "annotations": [{"label": "a", "segment": [1, 2]}]}}, "classes": ["b"]},
-    ],
-)
-def test_what_json_may_hold_beyond_activitynets_is_checked(tmp_path, document):
-    (tmp_path / "a.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match="a.json"):
-        run("annotations", tmp_path / "a.json", tmp_path / "b")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    folder, annotations = root / "Tiny-I3D-JOINTFeatures", root / "Tiny-Annotations"
+    argv = ["features", "--annotations", annotations, "--from", *[folder] * sources, "--to", root / target]
+    refused(outcome(main, argv), words)
