@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -120,7 +120,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     for path in files_of(folder, args.level):
         path.unlink(missing_ok=True)
     classes = source.annotations.classes
-    made = load_or_make(folder, np.stack(means), np.asarray(lengths), labels, classes, args.level, source.profile.modalities or 2)
+    made = load_or_make(
+        folder, np.stack(means), np.asarray(lengths), labels, classes, args.level, source.profile.modalities or 2
+    )
     for path, values in zip(files_of(folder, args.level), made):
         print(f"{path}: float32 {list(values.shape)} from {len(videos)} training videos, {args.level} level")
 

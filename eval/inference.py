@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -15,17 +16,18 @@ from eval.postprocess import Candidates, candidates, detect, predicted_classes
 from losses import TERMS, untrained
 from model import SEAL, check_classes, load_model
 from options import NUMBERS, Options, restore
-from proposals import load_proposals, read_results
+from proposals import load_proposals, read_results, windows
 from utils.datasets.annotations import read_annotations
 from utils.datasets.features import Features
-from utils.datasets.profile import annotations_path, dataset_root, load_profile
+from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile
+from utils.datasets.rates import fitting
 from utils.datasets.rows import live_rows
-from utils.errors import InputError, raise_first
+from utils.errors import InputError, raise_first, some
 from utils.files import file_hash, write_json
 from utils.run.experiment import experiment, plain, record
 from utils.run.plots import figure_to_array, timeline
-from utils.run.report import log, some, table
-from utils.segments import Segments, to_snippets
+from utils.run.report import log, table
+from utils.segments import Segments, spelled, to_snippets
 
 # options that a checkpoint carries, for whoever asks what trained it
 TRAINED_WITH = ("recipe", "losses", "descriptor_level", "roi_size", "max_epoch", "batch_size", "lr", "weight_decay",
@@ -219,16 +221,21 @@ def predict(args: Options, device: torch.device) -> int:
     """Write detections for videos without annotations. Returns the exit status."""
     path = Path(args.pretrained_ckpt)
     model, args, info = load_trained(args)
-    if not info:  # what a bare checkpoint does not say comes from the dataset it is for
+    if info:
+        profile = Profile(feature_fps=info["feature_fps"], snippet_stride=info["snippet_stride"], modalities=2)
+    else:  # what a bare checkpoint does not say comes from the dataset it is for
         root = dataset_root(args.dataset_name, args.dataset_root)
         profile = load_profile(args.dataset_name, root)
-        classes = read_annotations(annotations_path(args.dataset_name, root, profile))[0].classes
-        info = {"classes": classes, "feature_fps": profile.feature_fps, "snippet_stride": profile.snippet_stride}
+        classes = read_annotations(annotations_path(args.dataset_name, root, profile)).annotations.classes
+        info = {"classes": classes}
+    given = {name: getattr(args, name) for name in ("feature_fps", "snippet_stride") if getattr(args, name)}
+    profile = replace(profile, **given)
     check_classes(path, model, info, info["classes"])
     with experiment(args.exp_dir, "predict", "predict") as folder:
-        folders, proposals = [Path(f) for f in args.features], Path(args.proposals)
-        rate = info["feature_fps"] / info["snippet_stride"]
-        split = unlabelled_split(folders, proposals, model.feature_size, rate, args.roi_size, args.fix_proposals)
+        log(f"rate: {profile.feature_fps:g} frames a second, {profile.snippet_stride:g} frames a snippet")
+        folders = [Path(f) for f in args.features]
+        size = (model.feature_size, profile, args.roi_size, args.fix_proposals)
+        split = unlabelled_split(folders, args.proposals, *size)
         without = untrained(args.losses, args.numbers)
         found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, without)
         record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})
