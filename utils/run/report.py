@@ -81,7 +81,7 @@ def rounding_lines(metrics: Mapping) -> List[str]:
     if not cost or not cost["instances"]:
         return []
     span, perfect = list(cost["perfect"].items())[-1]
-    text = f"rounding empties {cost['emptied']:,} of {cost['instances']:,} instances; a perfect detector scores"
+    text = f"rounding empties {cost['emptied']:,} of {cost['instances']:,} instances; a perfect detector would score"
     return [f"{text} {100 * perfect:.2f} (avg {span})"]
 
 
