@@ -248,8 +248,7 @@ def _mil_supp(x: Step) -> Tensor:
 
 
 def _sme(x: Step) -> Tensor:
-    attend = x.recipe.sme_attention
-    p = video_probability(x.outputs["s_base"], x.outputs["attention"], x.batch.packing, attend)
+    p = video_probability(x.outputs["s_base"], x.outputs["attention"], x.batch.packing, x.recipe.sme_attention)
     moderate = x.numbers["moderate"] if x.recipe.sme_labels == "high+moderate" else 0.0
     return sme_loss(p, x.batch.pseudo_label, x.batch.confidence, moderate)
 
@@ -343,8 +342,8 @@ def seal_terms(
     for term in (*CLASSIFICATION, *(TERMS[name] for name in names)):
         numbers = term.schedule(recipe, epoch, max_epoch)
         weight = next(iter(numbers.values()))
+        drawn = {k: x if term.pads(recipe) else x[:0] for k, x in padding.items()}  # for the terms that ask alone
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
-            value = term.value(Step(outputs, s_supp, padding, batch, labels, recipe, numbers))
-        terms[term.name] = value
+            value = terms[term.name] = term.value(Step(outputs, s_supp, drawn, batch, labels, recipe, numbers))
         total = total + weight * value if weight != 0 else total
     return {"loss_total": total, **terms}
