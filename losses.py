@@ -51,7 +51,7 @@ def pseudo_labels(means: Tensor, appearance: Tensor, motion: Tensor) -> Tuple[Te
 
     means [B, 2D] temporal mean of the features, RGB first; appearance, motion [C, D] descriptors -> pseudo_label int64
     [B], the class of the mean of both scores, and confidence int64 [B]: HIGH where both modalities name the same
-    class, MODERATE where the mean agrees with one of them, NONE otherwise.
+    class, MODERATE where the mean agrees with one of them, 0 otherwise.
     """
     expect(appearance=(appearance, "C D"), motion=(motion, "C E"))
     expect(means=(means, "B 2D"), descriptors=(torch.cat([appearance, motion], 1), "C 2D"))
@@ -333,6 +333,7 @@ def seal_terms(
     if not set(names) <= set(TERMS):
         raise ValueError(f"unknown losses {sorted(set(names) - set(TERMS))}")
     outputs = {name: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for name, x in outputs.items()}
+    expect(**{name: (x[:, 0] if x.ndim == 2 else x, "rows") for name, x in outputs.items()})
     n = len(batch.packing.video)
     padding, outputs = {k: x[n:] for k, x in outputs.items()}, {k: x[:n] for k, x in outputs.items()}
     s_base, attention = outputs["s_base"], outputs["attention"]
