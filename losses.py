@@ -228,7 +228,7 @@ class Step(NamedTuple):
     def rows(self, name: str) -> Tensor:
         """An output of the proposals and, behind them, of the padding of each video."""
         own, draws = self.outputs[name], self.padding[name]
-        return torch.cat([own, *[draws] * self.batch.packing.videos]) if len(draws) else own
+        return torch.cat([own, draws.repeat(self.batch.packing.videos, *[1] * (own.ndim - 1))]) if len(draws) else own
 
     def padded(self) -> Tuple[Tensor, Tensor]:
         """Video int64 and weight of each of these rows: a video's K rows weigh together as many as pad it."""
