@@ -111,20 +111,15 @@ def test_semantic_consistency_where_the_scores_disagree_and_rows_stand_for_sever
     some_s = video[(base == supp) & (base == labelled)].unique().tolist()
     some_n = video[(base == labelled) | (supp == labelled)].unique().tolist()
     assert 0 < len(some_s) < len(some_n)  # there are classes with an N_c and no S_c
-    weight = torch.randint(0, 4, (24,), generator=draw)
-    weight[batch.packing.first] = 1
-    for each in (torch.ones_like(weight), weight):
-        rows = [[i for i in mine for _ in range(each[i])] for mine in slow.rows_of(batch.packing.counts)]
+    several = torch.randint(0, 4, (24,), generator=draw)
+    several[batch.packing.first] = 1
+    for times, weight in ((torch.ones_like(several), None), (several, several.double())):
+        rows = [[i for i in mine for _ in range(times[i])] for mine in slow.rows_of(batch.packing.counts)]
         expected = slow.st(outputs["f_prop"], s_base, s_supp, batch.labels, rows, first_class)
-        given = (outputs["f_prop"], s_base, s_supp, batch.labels, video)
-        actual = losses.st_loss(*given, each.double(), first_class)
+        actual = losses.st_loss(outputs["f_prop"], s_base, s_supp, batch.labels, video, weight, first_class)
         close(actual, expected)
         same_gradients(actual, expected, outputs)
-        close(losses.consistency_loss(s_base, s_supp, video, 7, each.double()), slow.consistency(s_base, s_supp, rows))
-    given = (outputs["f_prop"], s_base, s_supp, batch.labels, video)
-    once = torch.ones(24, dtype=torch.float64)
-    assert torch.equal(losses.st_loss(*given), losses.st_loss(*given, once))  # without a weight each row counts once
-    assert torch.equal(*(losses.consistency_loss(s_base, s_supp, video, 7, w) for w in (None, once)))
+        close(losses.consistency_loss(s_base, s_supp, video, 7, weight), slow.consistency(s_base, s_supp, rows))
 
 
 # The rows that pad a batch in the authors' code
@@ -199,8 +194,7 @@ def test_with_dropout_some_weighted_draws_have_the_expectation_of_a_really_padde
 
 
 def test_pseudo_labels_of_the_three_kinds_of_videos():
-    """Unit descriptors, so that the coordinates of a video's mean are its cosines."""
-    descriptors = torch.eye(3)
+    """Unit descriptors, so that the coordinates of a video's mean are its cosines, whatever their lengths."""
     means = torch.tensor(
         [
             [2.0, 1.0, 0.0, 5.0, 0.0, 1.0],  # both modalities say 0
@@ -210,22 +204,21 @@ def test_pseudo_labels_of_the_three_kinds_of_videos():
             [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # nothing: all cosines are 0, the first class in both
         ]
     )
-    label, confidence = pseudo_labels(means, descriptors, descriptors)
-    assert label.tolist() == [0, 2, 2, 2, 0]
-    assert confidence.tolist() == [HIGH, MODERATE, MODERATE, 0, HIGH]
+    for appearance, motion in ((1.0, 1.0), (0.01, 7.0)):
+        label, confidence = pseudo_labels(means * 3, appearance * torch.eye(3), motion * torch.eye(3))
+        assert label.tolist() == [0, 2, 2, 2, 0]
+        assert confidence.tolist() == [HIGH, MODERATE, MODERATE, 0, HIGH]
 
 
-def test_pseudo_labels_compare_directions_not_lengths():
-    draw = torch.Generator().manual_seed(1)
-    means, descriptors = torch.randn(20, 12, generator=draw), torch.randn(5, 12, generator=draw)
-    expected = pseudo_labels(means, *descriptors.chunk(2, 1))
-    scaled = descriptors * torch.rand(5, 1, generator=draw).add(0.1)
-    for actual, same in zip(pseudo_labels(means * 7, *scaled.chunk(2, 1)), expected):
-        assert torch.equal(actual, same)
-    s_ap = F.cosine_similarity(means[:, None, :6], descriptors[None, :, :6], dim=2).softmax(1)
-    s_mo = F.cosine_similarity(means[:, None, 6:], descriptors[None, :, 6:], dim=2).softmax(1)
-    assert torch.equal(expected[0], (s_ap + s_mo).argmax(1))
-    assert torch.equal(expected[1] == HIGH, s_ap.argmax(1) == s_mo.argmax(1))
+def test_pseudo_labels_are_those_of_the_cosines():
+    means, descriptors = torch.randn(25, 12, generator=torch.Generator().manual_seed(1)).split([20, 5])
+    label, confidence = pseudo_labels(means, *descriptors.chunk(2, 1))
+    s_ap, s_mo = (
+        F.cosine_similarity(f[:, None], d[None], dim=2).softmax(1)
+        for f, d in zip(means.chunk(2, 1), descriptors.chunk(2, 1))
+    )
+    assert torch.equal(label, (s_ap + s_mo).argmax(1))
+    assert torch.equal(confidence == HIGH, s_ap.argmax(1) == s_mo.argmax(1))
 
 
 # The numbers of a recipe

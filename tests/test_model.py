@@ -59,8 +59,6 @@ def test_initial_weights_come_from_the_seed_alone():
     again = SEAL(16, 3, dropout_ratio=0.1, seed=5).state_dict()
     for name, x in one.items():
         assert torch.equal(x, same[name]) and torch.equal(x, again[name]) and not torch.equal(x, other[name])
-    layer = torch.nn.Linear(48, 16)  # as torch itself would: the spread, not the bits
-    assert abs(layer.weight.std() / one["prop_fused_backbone.prop_fusion.0.weight"].std() - 1) < 0.1
 
 
 # Rows, dropout, padding
@@ -75,29 +73,24 @@ def drawn(model, *args, seed=0, **kwargs):
     return model(*args, **kwargs)
 
 
-@pytest.mark.parametrize("ratio, training", [(0.5, False), (0.0, True)])
-def test_without_dropout_rows_are_scored_alone_as_in_any_batch_and_shared_or_not(ratio, training):
-    model, rows, index = SEAL(16, 3, ratio).double().train(training), case(), torch.tensor([0, 0, 3, 6, 3, 2])
-    alone = [model(rows[i : i + 1]) for i in index]
-    for found in (model(rows[index]), model(rows, index), model(rows, index, share_rows=True)):
-        assert list(found) == ["s_base", "attention", "s_pc", "f_prop"]
-        for name, x in found.items():
-            torch.testing.assert_close(x, torch.cat([outputs[name] for outputs in alone]))
-    assert found["s_base"].shape == (6, 4) and found["attention"].shape == found["s_pc"].shape == (6,)
-
-
 @pytest.mark.parametrize("share_rows", [False, True])
 @pytest.mark.parametrize("indexed", [False, True])
-@pytest.mark.parametrize("training", [False, True])
-def test_padding_is_what_the_network_makes_of_rows_of_zero(share_rows, indexed, training):
-    model, rows = SEAL(16, 3, 0.0).double().train(training), case()
-    index = torch.tensor([4, 4, 1]) if indexed else torch.arange(7)
+@pytest.mark.parametrize("ratio, training", [(0.5, False), (0.0, True)])
+def test_a_row_is_scored_alone_as_in_any_batch_and_padding_as_a_row_of_zero(share_rows, indexed, ratio, training):
+    model, rows = SEAL(16, 3, ratio).double().train(training), case()
+    index = torch.tensor([0, 0, 3, 6, 3]) if indexed else torch.arange(7)
     found = model(rows, index if indexed else None, padding=2, share_rows=share_rows)
-    expected = model(torch.cat([rows[index], torch.zeros(2, 48, dtype=torch.float64)]))
+    alone = [model(row[None]) for row in (*rows[index], *torch.zeros(2, 48).double())]
+    expected = {name: torch.cat([outputs[name] for outputs in alone]) for name in found}
+    assert {name: x.shape[1:] for name, x in found.items()} == {
+        "s_base": (4,),
+        "attention": (),
+        "s_pc": (),
+        "f_prop": (16,),
+    }
     for name, x in found.items():
         torch.testing.assert_close(x, expected[name])
-    parameters = list(model.parameters())
-    for mine, theirs in zip(*(torch.autograd.grad(o["s_base"].sum() + o["s_pc"].sum(), parameters, allow_unused=True)
+    for mine, theirs in zip(*(torch.autograd.grad(sum(x.sin().sum() for x in o.values()), [*model.parameters()])
                               for o in (found, expected))):  # fmt: skip
         torch.testing.assert_close(mine, theirs)
 

@@ -72,11 +72,9 @@ def test_what_trained_a_checkpoint_is_restored_from_plain_data_and_nothing_else_
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--gama", "1"], "--gama"),
         (["--gam", "1"], "--gam"),
         (["--gamma", "1.5"], "1.5 is not in [0, 1]"),
-        (["--lr", "0"], "0 is not in (0,"),
-        (["--lr", "inf"], "inf is not in"),
+        (["--lr", "0"], "0 is not in (0, "),
         (["--batch_size", "2.5"], "invalid whole number value: '2.5'"),
         (["--pc_all_pairs", "maybe"], "neither true nor false"),
         (["--losses", "sme,xy"], "no subset of sme,pc,sc"),
@@ -84,11 +82,9 @@ def test_what_trained_a_checkpoint_is_restored_from_plain_data_and_nothing_else_
         (["--roi_size", "8"], "8 is no multiple of 6"),
         (["--resume"], "--resume needs --exp_dir"),
         (["--run_type", "test"], "--run_type test needs --pretrained_ckpt"),
-        (["--run_type", "predict", "--pretrained_ckpt", "x", "--features", "f"], "needs --proposals"),
         (["--pretrained_ckpt", "x"], "is for --run_type test and predict; a run continues with --resume"),
         (["--run_type", "test", "--pretrained_ckpt", "x", "--seeds", "0"], "--seeds is for --run_type train"),
         (["--seeds", "1", "1"], "duplicate seed"),
-        (["--seeds", "1", "2", "--seed", "3"], "not beside --seed"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_status_2(capsys, argv, words):
