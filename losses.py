@@ -226,7 +226,7 @@ class Step(NamedTuple):
     def rows(self, name: str) -> Tensor:
         """An output of the proposals and, behind them, of the padding of each video."""
         own, draws = self.outputs[name], self.padding[name]
-        return torch.cat([own, *[draws] * self.batch.packing.videos]) if len(draws) else own
+        return torch.cat([own, draws.repeat(self.batch.packing.videos, *[1] * (own.ndim - 1))]) if len(draws) else own
 
     def padded(self) -> Tuple[Tensor, Tensor]:
         """Video int64 and weight of each of these rows: a video's K rows weigh together as many as pad it."""
@@ -246,8 +246,7 @@ def _mil_supp(x: Step) -> Tensor:
 
 
 def _sme(x: Step) -> Tensor:
-    attend = x.recipe.sme_attention
-    p = video_probability(x.outputs["s_base"], x.outputs["attention"], x.batch.packing, attend)
+    p = video_probability(x.outputs["s_base"], x.outputs["attention"], x.batch.packing, x.recipe.sme_attention)
     moderate = x.numbers["moderate"] if x.recipe.sme_labels == "high+moderate" else 0.0
     return sme_loss(p, x.batch.pseudo_label, x.batch.confidence, moderate)
 
@@ -332,6 +331,7 @@ def seal_terms(
     if not set(names) <= set(TERMS):
         raise ValueError(f"unknown losses {sorted(set(names) - set(TERMS))}")
     outputs = {name: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for name, x in outputs.items()}
+    expect(**{name: (x[:, 0] if x.ndim == 2 else x, "rows") for name, x in outputs.items()})
     n = len(batch.packing.video)
     padding, outputs = {k: x[n:] for k, x in outputs.items()}, {k: x[:n] for k, x in outputs.items()}
     s_base, attention = outputs["s_base"], outputs["attention"]
@@ -341,8 +341,8 @@ def seal_terms(
     for term in (*CLASSIFICATION, *(TERMS[name] for name in names)):
         numbers = term.schedule(recipe, epoch, max_epoch)
         weight = next(iter(numbers.values()))
+        drawn = {k: x if term.pads(recipe) else x[:0] for k, x in padding.items()}  # for the terms that ask alone
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
-            value = term.value(Step(outputs, s_supp, padding, batch, labels, recipe, numbers))
-        terms[term.name] = value
+            value = terms[term.name] = term.value(Step(outputs, s_supp, drawn, batch, labels, recipe, numbers))
         total = total + weight * value if weight != 0 else total
     return {"loss_total": total, **terms}
