@@ -16,10 +16,9 @@ import pandas as pd
 from options import Parser
 from utils.datasets.annotations import WHERE_FROM, read_annotations
 from utils.datasets.profile import annotations_path, dataset_root, load_profile, proposals_file
-from utils.errors import InputError, raise_first, run_command
+from utils.errors import InputError, raise_first, run_command, some
 from utils.files import load_json
-from utils.run.report import some
-from utils.segments import Segments, tiou, to_snippets
+from utils.segments import Segments, check_units, spelled, tiou, to_snippets
 
 FORM = '{"results": {VIDEO: [{"segment": [start_s, end_s]}]}}'
 SLACK_S = 0.01  # a proposal may stick out of its video by so much: both are rounded, by different tools
@@ -31,6 +30,7 @@ class Proposals(NamedTuple):
     segments_s: Dict[str, np.ndarray]  # float64 [M, 2] seconds of each video that has any
     notes: List[str]  # what was left out or changed
     problems: List[InputError]  # what is wrong, a line a video and kind
+    beyond: float = 0.0  # median over the videos of the last end / the length of the video
 
 
 def read_results(path: Path) -> Dict[str, Any]:
@@ -55,15 +55,20 @@ def load_proposals(
     results = read_results(path) if results is None else results
     found: Dict[str, np.ndarray] = {}
     problems: List[InputError] = []
+    every, ratios = [], []
     dropped = clipped = 0
-    for video in results:
+    names = spelled(results, length_s, path)
+    for listed, video in names.items():
         if video not in length_s:
             continue
-        where, end_s = f"{path}, {video}", length_s[video]
-        segment_s = _pairs(results[video])
+        where, end_s = f"{path}, {listed}", length_s[video]
+        segment_s = _pairs(results[listed])
         if segment_s is None:
             problems.append(InputError("not a list of proposals", where, f"expected {FORM}"))
             continue
+        every.append(np.c_[segment_s, np.full(len(segment_s), end_s)])
+        if len(segment_s) and end_s > 0:
+            ratios.append(segment_s[:, 1].max() / end_s)
         end_s = end_s if np.isfinite(end_s) else np.inf
         start, end = segment_s.T
         inside = np.isfinite(segment_s).all(1) & (start >= 0) & (end > start) & (end <= end_s + SLACK_S)
@@ -82,13 +87,17 @@ def load_proposals(
             segment_s = segment_s[inside]
         if len(segment_s):
             found[video] = segment_s
-    unknown = [video for video in results if video not in length_s]
+    unknown = [listed for listed, video in names.items() if video not in length_s]
     notes = (
         (len(unknown), f"videos with proposals are not in the annotations and are ignored: {some(unknown)}"),
         (dropped, "proposals were dropped (--fix_proposals)"),
         (clipped, "proposals were clipped to their video (--fix_proposals)"),
     )
-    return Proposals(found, [f"{path}: {count} {text}" for count, text in notes if count], problems)
+    table = np.concatenate([np.zeros((0, 3)), *every])
+    units = check_units(table[:, :2], table[:, 2], "proposals", path)
+    problems = [units] * (units is not None) + problems
+    beyond = float(np.nanmedian(ratios)) if ratios else 0.0
+    return Proposals(found, [f"{path}: {count} {text}" for count, text in notes if count], problems, beyond)
 
 
 def _pairs(entries: object) -> Optional[np.ndarray]:
@@ -99,6 +108,13 @@ def _pairs(entries: object) -> Optional[np.ndarray]:
     good = [isinstance(p, list) and len(p) == 2 and all(type(x) in (int, float) for x in p) for p in pairs]
     seconds = [[float(min(max(x, -1e300), 1e300)) for x in p] if ok else [np.nan] * 2 for p, ok in zip(pairs, good)]
     return np.asarray(seconds, dtype=np.float64).reshape(-1, 2)
+
+
+def windows(num_snippets: int) -> np.ndarray:
+    """Multi-scale windows [M, 2] in snippets of a video of T = ``num_snippets``: lengths 2, 4, 8 … up to T, each half a
+    length after the one before, and the whole video."""
+    starts = [(np.arange(0, num_snippets - n + 1, n / 2), n) for n in 2 ** np.arange(1, 31) if n < num_snippets]
+    return np.concatenate([*(np.stack([s, s + n], axis=1) for s, n in starts), [[0.0, num_snippets]]])
 
 
 def duplicates(proposals: Sequence[np.ndarray]) -> int:

@@ -134,7 +134,7 @@ def simulate(
     target, features = child(out, name, mark), child(out, name, "-I3D-JOINTFeatures")
     stated = [folder for folder in (out, source.parent) if (folder / "dataset.json").exists()]
     profile = load_profile(name, stated[0]) if stated else PROFILES.get(name, Profile())
-    annotations, instances, problems = read_annotations(source)
+    annotations, instances, _, problems, _ = read_annotations(source)
     raise_first(problems)
     plan = Plan(annotations, instances, profile, seed)
     _check(plan, source, out)

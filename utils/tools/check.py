@@ -16,8 +16,7 @@ from proposals import duplicates, load_proposals
 from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations
 from utils.datasets.features import Features, open_features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile, proposals_file
-from utils.errors import InputError, os_error_line, printable, run_command
-from utils.run.report import some
+from utils.errors import InputError, os_error_line, printable, run_command, some
 from utils.segments import Segments
 
 ABOUT = """Check a dataset: annotations, features against them, proposals against both. Every finding is a line:

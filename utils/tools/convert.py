@@ -12,9 +12,8 @@ from options import Parser
 from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations, write_annotations
 from utils.datasets.features import Features
 from utils.datasets.simulate import new_folder
-from utils.errors import InputError, raise_first, run_command
+from utils.errors import InputError, raise_first, run_command, some
 from utils.files import child, save_array, write_json
-from utils.run.report import some
 from utils.segments import Segments
 
 ABOUT = """Change the form of features or annotations. The new file or folder appears whole, at the end, and replaces
@@ -122,7 +121,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         parser.error("argument --from: one path, or the folders of RGB and of flow")
     if args.to.is_file():
         raise InputError("exists already", args.to, "remove it or choose another place")
-    annotated, instances, problems = read_annotations(args.annotations if args.kind == "features" else args.sources[0])
+    annotated, instances, _, problems, _ = read_annotations(
+        args.annotations if args.kind == "features" else args.sources[0]
+    )
     raise_first(problems)
     if args.kind == "features":
         convert_features(args.sources, args.to, annotated.videos, args.feature_size)
