@@ -53,12 +53,12 @@ def experiment(folder: Optional[str], run_type: str, default: str, resume: bool 
         with locked(path / ".lock", wait=False):
             if (path / "options.json").exists() and not resume:
                 there = load_json(path / "options.json").get("run_type")
+                if there != run_type:
+                    what = f"this folder already holds a run of another kind ({there})"
+                    raise InputError(what, path, "name another --exp_dir")
                 if run_type == "train":
                     todo = "add --resume, or name another --exp_dir"
                     raise InputError("this folder already holds a run", path, todo)
-                if there != run_type:
-                    raise InputError(f"this folder already holds a run of another kind ({there})", path,
-                                     "name another --exp_dir")  # fmt: skip
             for part in (path, path / "ckpt", path / "logs"):
                 sweep(part)
             yield path
