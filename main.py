@@ -27,9 +27,9 @@ from losses import TERMS, padding_rows, pseudo_labels, schedule, seal_terms, unt
 from model import SEAL, save_model
 from options import Options, parse
 from utils.errors import InputError, run_command
-from utils.files import content_hash, save_checkpoint, write_json, write_text
+from utils.files import content_hash, load_json, save_checkpoint, write_json, write_text
 from utils.packed import Batch
-from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, plain, record
+from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, plain, record, unchanged
 from utils.run.report import aligned, columns, headline, log, progress, row, spread, table, tags
 from utils.seeds import torch_seed
 
@@ -339,15 +339,22 @@ def train_seeds(args: Options, group: Group) -> int:
     if group.size > 1:
         raise InputError("--seeds under several processes", None, "start one run a seed")
     with experiment(args.exp_dir, "train", f"{args.dataset_name}-train", args.resume) as folder:
-        left = {int(p.name[4:]) for p in folder.glob("seed*") if p.name[4:].isdigit()} - set(args.seeds)
-        if left:
-            raise InputError(f"seeds {sorted(left)} are in this run", folder, "seeds can be added, not removed")
-        record(folder, plain(args), group.device, {})
+        gone = {int(p.name[4:]) for p in folder.glob("seed*") if p.name[4:].isdigit()} - set(args.seeds)
+        if gone:
+            raise InputError(f"seeds {sorted(gone)} are in this run", folder, "seeds can be added, not removed")
+        options = {**plain(args), "device": group.device.type}
+        if (folder / "options.json").exists():
+            unchanged(folder / "options.json", "options", load_json(folder / "options.json"), options)
+        record(folder, options, group.device, {})
         runs = [args.replace(seed=s, exp_dir=str(folder / f"seed{s}")) for s in args.seeds]
         threads = max(1, torch.get_num_threads() // args.jobs) if args.jobs > 1 else None
-        each = Parallel(args.jobs, return_as="generator")(delayed(train_seed)(run, group, threads) for run in runs)
-        found = list(takewhile(lambda metrics: metrics is not None, each))
-        if len(found) < len(runs):
+        found: List[Optional[Tuple[Dict, Dict]]] = []
+        with Stop() as stop:  # the terminal's Ctrl-C reaches every process: each finishes its step, none starts after
+            left = takewhile(lambda _: not stop.asked and None not in found, runs)
+            each = (delayed(train_seed)(run, group, threads) for run in left)
+            for metrics in Parallel(args.jobs, pre_dispatch="n_jobs", return_as="generator")(each):
+                found.append(metrics)
+        if None in found or len(found) < len(runs):
             return 130
         if all(last for last, _ in found):
             results = {kind: spread(list(metrics)) for kind, metrics in zip(("last", "best"), zip(*found))}
@@ -368,4 +375,6 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    import main as program  # under its own name, by which the processes of --jobs find it
+
+    run_command(lambda: program.main(sys.argv[1:]))

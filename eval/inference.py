@@ -227,7 +227,7 @@ def predict(args: Options, device: torch.device) -> int:
         root = dataset_root(args.dataset_name, args.dataset_root)
         profile = load_profile(args.dataset_name, root)
         classes = read_annotations(annotations_path(args.dataset_name, root, profile)).annotations.classes
-        info = {"classes": classes}
+        info = {"classes": list(classes)}
     given = {name: getattr(args, name) for name in ("feature_fps", "snippet_stride") if getattr(args, name)}
     profile = replace(profile, **given)
     check_classes(path, model, info, info["classes"])
