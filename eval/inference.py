@@ -16,10 +16,10 @@ from eval.postprocess import Candidates, candidates, detect, predicted_classes
 from losses import TERMS, untrained
 from model import SEAL, check_classes, load_model
 from options import NUMBERS, Options, restore
-from proposals import load_proposals, read_results, windows
 from utils.datasets.annotations import read_annotations
 from utils.datasets.features import Features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile
+from utils.datasets.proposals import load_proposals, read_results, windows
 from utils.datasets.rates import fitting
 from utils.datasets.rows import live_rows
 from utils.errors import InputError, raise_first, some
