@@ -134,10 +134,12 @@ def unlabelled_split(
     names = sorted({p.stem for p in features[0].rglob("*.*")}) if made else list(read_results(path))
     if not names:
         raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    source = Features(features, names, modalities=profile.modalities)
-    if source.layout[0] != feature_size:
-        what = f"the checkpoint is for features of width {feature_size}, these have {source.layout[0]}"
-        raise InputError(what, features[0], "use the features it was trained on")
+    source = Features(features, names, feature_size, profile.modalities)
+    try:
+        source.layout
+    except InputError as error:
+        what = f"the checkpoint is for features of width {feature_size}: {error.what}"
+        raise InputError(what, error.where, "use the features it was trained on") from None
     snippets = np.asarray([source.length(v) for v in source.videos])
     rate = profile.rates(source.videos, snippets, np.full(len(snippets), np.nan))
     length_s = dict(zip(source.videos, (snippets + 1) / rate))
