@@ -148,18 +148,23 @@ def unlabelled_split(
     else:
         found = load_proposals(path, length_s, fix)
         if found.beyond > 1.1:
-            problem = InputError("proposals end far beyond the features", path, fitting(profile, found.beyond))
-            raise problem
+            todo = fitting(profile, found.beyond * float(np.median((snippets + 1) / snippets)))
+            for field in ("feature_fps", "snippet_stride"):
+                todo = todo.replace(f'"{field}":', f"--{field}")
+            raise InputError("proposals end far beyond the features", path, todo.replace(" in dataset.json", ""))
         raise_first(found.problems)
         for line in found.notes[1 if len(source.videos) < len(names) else 0 :]:  # the first is said below
             log(line)
         segments_s = found.segments_s
     keep = [i for i, v in enumerate(source.videos) if v in segments_s]
     featured = set(spelled(names, set(source.videos)).values()) & set(source.videos)
-    for reason, left in (("features", [v for v in names if v not in featured]),
-                         ("proposals", [v for v in source.videos if v not in segments_s])):  # fmt: skip
+    left_out = {
+        "have no features": [v for v in names if v not in featured],
+        "have no proposals": [v for v in source.videos if v not in segments_s] + list(source.unused()),
+    }
+    for reason, left in left_out.items():
         if left:
-            log(f"{len(left)} of {len(names)} videos are left out, since they have no {reason}: {some(left)}")
+            log(f"{len(left)} videos {reason} and are left out: {some(left)}")
     if not keep:
         raise InputError("no proposals of videos with features", path, f"features are in {features[0]}")
     videos, snippets, rate = tuple(source.videos[i] for i in keep), snippets[keep], rate[keep]
