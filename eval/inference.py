@@ -136,7 +136,7 @@ def unlabelled_split(
         raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
     source = Features(features, names, feature_size, profile.modalities)
     try:
-        source.layout
+        source.length(source.videos[0])
     except InputError as error:
         what = f"the checkpoint is for features of width {feature_size}: {error.what}"
         raise InputError(what, error.where, "use the features it was trained on") from None
@@ -190,7 +190,7 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
         trained = restore(args, {name: info["options"][name] for name in TRAINED_WITH}, tuple(TERMS))
         rate = {name: float(info[name]) for name in ("feature_fps", "snippet_stride")}
         classes = [str(name) for name in info["classes"]]
-        if not all(1e-3 <= x < 1e6 for x in rate.values()) or len({*classes}) != len(classes) != model.num_class:
+        if not all(1e-3 <= x < 1e6 for x in rate.values()) or not len({*classes}) == len(classes) == model.num_class:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         todo = "save it again, or use its bare state_dict"
