@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from options import Options
-from proposals import load_proposals
 from utils.datasets.annotations import Annotations, read_annotations
 from utils.datasets.features import Features, open_features
 from utils.datasets.profile import PROFILES, Profile, annotations_path, dataset_root, load_profile, proposals_file
+from utils.datasets.proposals import load_proposals
 from utils.datasets.rates import check_rate
 from utils.datasets.rows import Rows, cached_rows, live_rows
 from utils.datasets.simulate import make_demo

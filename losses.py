@@ -28,7 +28,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def smooth_l1(x: Tensor) -> Tensor:
     """x^2 / 2 where |x| < 1, else |x| - 1/2 (Girshick, 2015)."""
-    return F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none")
+    return F.smooth_l1_loss(x, x.new_zeros(()).expand_as(x), reduction="none")
 
 
 def mil_loss(scores: Tensor, labels: Tensor, packing: Packing, k: int = 8) -> Tensor:

@@ -262,7 +262,7 @@ def restore(args: Options, values: Mapping[str, Any], terms: Sequence[str]) -> O
         text = (",".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
         try:
             found[name] = _read(kinds[name], text)
-        except (argparse.ArgumentTypeError, ValueError) as error:
+        except (argparse.ArgumentTypeError, KeyError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from None
     return args.replace(**found)
 

@@ -15,7 +15,7 @@ import numpy as np
 from eval.detection import PROTOCOLS, add_data_options, default_protocol, read_data
 from eval.diagnosis import BINS, KINDS, LEAST_PRECISION, OVERLAP, detad_tious, diagnose, mean
 from options import Parser
-from proposals import load_proposals
+from utils.datasets.proposals import load_proposals
 from utils.errors import raise_first, run_command
 from utils.files import atomic, write_json
 from utils.run.report import aligned

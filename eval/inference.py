@@ -16,10 +16,10 @@ from eval.postprocess import Candidates, candidates, detect, predicted_classes
 from losses import TERMS, untrained
 from model import SEAL, check_classes, load_model
 from options import NUMBERS, Options, restore
-from proposals import load_proposals, read_results, windows
 from utils.datasets.annotations import read_annotations
 from utils.datasets.features import Features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile
+from utils.datasets.proposals import load_proposals, read_results, windows
 from utils.datasets.rates import fitting
 from utils.datasets.rows import live_rows
 from utils.errors import InputError, raise_first, some
@@ -134,10 +134,12 @@ def unlabelled_split(
     names = sorted({p.stem for p in features[0].rglob("*.*")}) if made else list(read_results(path))
     if not names:
         raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    source = Features(features, names, modalities=profile.modalities)
-    if source.layout[0] != feature_size:
-        what = f"the checkpoint is for features of width {feature_size}, these have {source.layout[0]}"
-        raise InputError(what, features[0], "use the features it was trained on")
+    source = Features(features, names, feature_size, profile.modalities)
+    try:
+        source.length(source.videos[0])
+    except InputError as error:
+        what = f"the checkpoint is for features of width {feature_size}: {error.what}"
+        raise InputError(what, error.where, "use the features it was trained on") from None
     snippets = np.asarray([source.length(v) for v in source.videos])
     rate = profile.rates(source.videos, snippets, np.full(len(snippets), np.nan))
     length_s = dict(zip(source.videos, (snippets + 1) / rate))
@@ -146,18 +148,23 @@ def unlabelled_split(
     else:
         found = load_proposals(path, length_s, fix)
         if found.beyond > 1.1:
-            problem = InputError("proposals end far beyond the features", path, fitting(profile, found.beyond))
-            raise problem
+            todo = fitting(profile, found.beyond * float(np.median((snippets + 1) / snippets)))
+            for field in ("feature_fps", "snippet_stride"):
+                todo = todo.replace(f'"{field}":', f"--{field}")
+            raise InputError("proposals end far beyond the features", path, todo.replace(" in dataset.json", ""))
         raise_first(found.problems)
         for line in found.notes[1 if len(source.videos) < len(names) else 0 :]:  # the first is said below
             log(line)
         segments_s = found.segments_s
     keep = [i for i, v in enumerate(source.videos) if v in segments_s]
     featured = set(spelled(names, set(source.videos)).values()) & set(source.videos)
-    for reason, left in (("features", [v for v in names if v not in featured]),
-                         ("proposals", [v for v in source.videos if v not in segments_s])):  # fmt: skip
+    left_out = {
+        "have no features": [v for v in names if v not in featured],
+        "have no proposals": [v for v in source.videos if v not in segments_s] + list(source.unused()),
+    }
+    for reason, left in left_out.items():
         if left:
-            log(f"{len(left)} of {len(names)} videos are left out, since they have no {reason}: {some(left)}")
+            log(f"{len(left)} videos {reason} and are left out: {some(left)}")
     if not keep:
         raise InputError("no proposals of videos with features", path, f"features are in {features[0]}")
     videos, snippets, rate = tuple(source.videos[i] for i in keep), snippets[keep], rate[keep]
@@ -183,7 +190,7 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
         trained = restore(args, {name: info["options"][name] for name in TRAINED_WITH}, tuple(TERMS))
         rate = {name: float(info[name]) for name in ("feature_fps", "snippet_stride")}
         classes = [str(name) for name in info["classes"]]
-        if not all(1e-3 <= x < 1e6 for x in rate.values()) or len({*classes}) != len(classes) != model.num_class:
+        if not all(1e-3 <= x < 1e6 for x in rate.values()) or not len({*classes}) == len(classes) == model.num_class:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         todo = "save it again, or use its bare state_dict"

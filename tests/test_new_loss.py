@@ -59,7 +59,6 @@ def test_a_new_loss_is_known_wherever_losses_are(toy):
     assert untrained(["toy"], RECIPES["paper"]) == set() and untrained(["sme"], RECIPES["paper"]) == {"s_pc"}
 
 
-@pytest.mark.skip(reason="main.py waits for utils.datasets and utils.run.report: delete this line once it imports")
 def test_a_new_loss_is_trained_and_tested_from_the_command_line(toy, tmp_path):
     import main
 

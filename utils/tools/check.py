@@ -12,10 +12,10 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from options import Parser
-from proposals import duplicates, load_proposals
 from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations
 from utils.datasets.features import Features, open_features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile, proposals_file
+from utils.datasets.proposals import duplicates, load_proposals
 from utils.errors import InputError, os_error_line, printable, run_command, some
 from utils.segments import Segments
 
