@@ -6,6 +6,7 @@ Files -> dataset -> cached SCFE inputs -> model -> scores -> detections -> metri
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -311,6 +312,7 @@ def train_seed(args: Options, group: Group, threads: Optional[int] = None) -> Op
     """
     if threads:
         torch.set_num_threads(threads)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # but for Stop's own: a process that has no seed left is silent
     with ExitStack() as stack:
         folder = Path(args.exp_dir or "output")
         if group.rank == 0:

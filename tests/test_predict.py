@@ -90,7 +90,7 @@ def test_a_folder_of_each_modality_and_what_is_left_out(trained, unseen):
     change_proposals(unseen, lambda r: r.update(video_77=[{"segment": [0, 1]}]))
     done = predict(unseen, trained / "ckpt" / "last_model.pkl", features=("rgb", "flow"))
     assert found_by(done, unseen) == expected
-    assert "1 of 5 videos are left out, since they have no features: video_77" in done.log
+    assert "1 videos have no features and are left out: video_77" in done.log
 
 
 def test_windows_stand_in_for_proposals(trained, unseen):
