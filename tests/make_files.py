@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import pickle
 import struct
-import time
-import tracemalloc
 import warnings
 import zipfile
 
@@ -75,20 +72,6 @@ def same(a, b) -> bool:
     return a == b
 
 
-@contextlib.contextmanager
-def cheaply(megabytes: int):
-    """At most so much memory at any moment, and no hang."""
-    start = time.process_time()
-    tracemalloc.start()
-    try:
-        yield
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < megabytes << 20
-    assert time.process_time() - start < 30  # minutes without the limits; a few tenths of a second with them
-
-
 # ---- pickles, opcode by opcode --------------------------------------------------------------------------------------
 
 
@@ -138,8 +121,3 @@ def in_dict(code: bytes) -> bytes:
 
 def in_new_form(code: bytes) -> bytes:
     return zipped({"archive/data.pkl": in_dict(code), "archive/byteorder": b"little", "archive/version": b"3\n"})
-
-
-def in_old_form(code: bytes, storages: bytes = b"") -> bytes:
-    start = b"".join(pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, {}))
-    return start + in_dict(code) + (storages or pickle.dumps([], protocol=2))

@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz_files import KINDS, fuzz, try_case
 from utils.errors import InputError
 
-CASES = 3600
+CASES = 2400
 
 
 def test_the_seeds_themselves_load(tmp_path):
@@ -29,7 +29,7 @@ def unprintable():
     return error
 
 
-@pytest.mark.parametrize("defect", [ValueError("x"), MemoryError(), unprintable(), "object"])
+@pytest.mark.parametrize("defect", [ValueError("x"), unprintable(), "object"])
 def test_the_fuzzer_notices_defects(tmp_path, monkeypatch, defect):
     def broken(path):
         if isinstance(defect, Exception):

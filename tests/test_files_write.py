@@ -22,6 +22,7 @@ from utils.files import (
     load_array,
     load_checkpoint,
     load_json,
+    locked,
     save_array,
     save_checkpoint,
     sweep,
@@ -196,48 +197,40 @@ def test_one_value_gives_the_same_bytes_under_any_name(tmp_path):
 # ---- hashes ---------------------------------------------------------------------------------------------------------
 
 
-def test_equal_content_has_one_hash_whatever_its_layout(tmp_path):
+def test_equal_content_has_one_hash_and_different_content_another(tmp_path):
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
-    save_array(tmp_path / "a.npy", array)
-    mapped = load_array(tmp_path / "a.npy", mmap=True)
-    for other in (array.copy(order="F"), np.repeat(array, 2, axis=0)[::2], mapped):
+    for other in (array.copy(order="F"), np.repeat(array, 2, axis=0)[::2]):
         assert content_hash(other) == content_hash(array)
-    assert len(content_hash()) == 32 and content_hash(np.float64(0.5)) == content_hash(0.5)
-
-
-def test_different_content_has_different_hashes(tmp_path):
-    (tmp_path / "a").write_bytes(b"ab")
-    (tmp_path / "b").write_bytes(b"abc")
     zeros = np.zeros((2, 3), np.float32)
-    parts = [
-        (),
-        (b"ab",),
-        (b"a", b"b"),
-        (b"", b"ab"),
-        ("ab",),
-        (tmp_path / "a",),
-        (tmp_path / "b",),
-        (1,),
-        (1.0,),
-        (True,),
-        ("1",),
-        (None,),
-        (zeros,),
-        (zeros.T,),
-        (zeros.ravel(),),
-        (zeros.astype(np.int32),),
-        (zeros.astype(">f4"),),
-        (zeros + 1,),
-        (zeros[0], zeros[1]),
-        (zeros[:0],),
-    ]
+    parts = [(), ("ab",), ("a", "b"), ("", "ab"), (("a", "b"),), (1,), (1.0,), (True,), ("1",), (None,), (zeros,)]
+    parts += [(zeros.T,), (zeros.ravel(),), (zeros.astype(np.int32),), (zeros + 1,), (zeros[0], zeros[1])]
     assert len({content_hash(*part) for part in parts}) == len(parts)
-    for bad in (np.array([[1]], dtype=object), [1], object()):
-        with pytest.raises(TypeError):
-            content_hash(bad)
 
 
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     data = bytes(range(256)) * 70_000  # more than one piece
     (tmp_path / "a").write_bytes(data)
     assert file_hash(tmp_path / "a") == hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+LOCKER = """
+import sys
+from utils.files import locked
+try:
+    with locked(sys.argv[1], wait=False):
+        print("free")
+except BlockingIOError as error:
+    print("taken", error.filename)
+"""
+
+
+def test_a_lock_is_held_by_one_process_and_freed_when_it_ends(tmp_path):
+    path = tmp_path / "run.lock"
+
+    def attempt():
+        done = subprocess.run([sys.executable, "-c", LOCKER, str(path)], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.split()
+
+    with locked(path):
+        assert attempt() == ["taken", str(path)]
+    assert attempt() == ["free"]
