@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Golden numbers of the authors' implementation that hold random inputs only."""
-    return Path(__file__).parent / "golden"
+    """Folder of golden numbers: those of the authors' implementation that hold random inputs only, or SEAL_GOLDEN."""
+    return Path(os.environ.get("SEAL_GOLDEN") or Path(__file__).parent / "golden")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 Metrics of one evaluation are a dict of fractions: "tiou", "mAP" (one for each threshold), "average" {span: fraction},
 "classification_mAP", "classification_accuracy", "classification_top1"; beside them "protocol", "videos" and, where they
-apply, "epoch", "simulated" and "rounding" (lines for under the table). None stands for a number that does not exist.
+apply, "epoch", "simulated" and "rounding" (what it empties, and what a perfect detector would score). None stands for a number that does not exist.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return printable(", ".join(names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def progress(total: int, done: int) -> tqdm:
-    """The bar of a training run; silent where standard error is no terminal."""
+def progress(total: int, done: int, quiet: bool = False) -> tqdm:
+    """The bar of a training run; silent if ``quiet`` and where standard error is no terminal."""
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    return tqdm(total=total, initial=done, bar_format=form, disable=None if FIRST else True, dynamic_ncols=True)
+    return tqdm(
+        total=total, initial=done, bar_format=form, disable=True if quiet or not FIRST else None, dynamic_ncols=True
+    )
 
 
 def columns(tious: Sequence[float], averages: Sequence[str]) -> List[str]:
@@ -78,6 +80,16 @@ def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
     """Rows of cells as lines: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join([r[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(r[1:], widths[1:])]).rstrip() for r in rows]
+
+
+def rounding_lines(metrics: Mapping) -> List[str]:
+    """What the rounding of a protocol costs, in words; nothing where nothing is rounded."""
+    cost = metrics.get("rounding")
+    if not cost or not cost["instances"]:
+        return []
+    span, perfect = list(cost["perfect"].items())[-1]
+    text = f"rounding empties {cost['emptied']:,} of {cost['instances']:,} instances; a perfect detector would score"
+    return [f"{text} {100 * perfect:.2f} (avg {span})"]
 
 
 def headline(metrics: Mapping) -> float:
@@ -113,5 +125,5 @@ def table(dataset: str, recipe: str, results: Mapping[str, Mapping]) -> str:
     title = f"{dataset}, protocol {first['protocol']}, {first['videos']} videos"
     if first.get("simulated"):
         title += "; SIMULATED features: these numbers say nothing about real videos"
-    notes = [*first.get("rounding", ()), *(RESTS_ON[name] for name in published)]
+    notes = [*rounding_lines(first), *(RESTS_ON[name] for name in published)]
     return "\n".join([title, rule, lines[0], rule, *lines[1:], rule, *notes])
