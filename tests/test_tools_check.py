@@ -117,7 +117,13 @@ WRONG = [
     ("error", "annotations", put("segments", 0, [[1.0]]), "not pairs", "video_00"),
     ("note", "annotations", put("labels_all", 0, []), "1 train video without a label, trained as"),
     ("note", "annotations", all_of(put("segments", 6, []), put("labels", 6, [])), "1 test video without an instance"),
-    ("error", "annotations", put("segments", 0, [[-1.0, 1.0]] * 2), "start below 0"),
+    (
+        "error",
+        "annotations",
+        put("segments", 0, [[-1.0, 1.0]] * 2),
+        "an instance that starts before its video",
+        "video_00",
+    ),
     ("note", "annotations", put("segments", 0, [[1.0, 1.0]] * 2), "with no length"),
     ("note", "annotations", put("segments", 0, [[1.0, 999.0]] * 2), "2 instances in 1 video ending beyond", "video_00"),
     ("note", "annotations", put("segments", 0, [[1.0, 2.0]] * 2), "1 instance in 1 video repeating another"),
@@ -181,10 +187,10 @@ def test_what_is_wrong_is_found_and_the_rest_is_checked_all_the_same(capsys, roo
     new = [text for text in lines(after, level, topic) if (level, topic, text) not in before]
     assert any(all(word in text for word in words) for text in new), after
     assert level == "error" or not lines(after, "error")
-    fatal = "7 subset" in words[0] or words[0] == "'video_00'"  # no annotations: nothing to check against
+    fatal = words[0] in ("7 subset for 8 videos", "'video_00'", "line 1")  # no annotations: nothing to check against
     assert {topic for _, topic, _ in after} == ({"annotations"} if fatal else {"annotations", "features", "proposals"})
     assert fatal == any("not this time" in text for text in lines(after, "note"))
-    outside = words[0].startswith(("start below", "with no length", "2 instances in 1 video ending"))
+    outside = words[0].startswith(("with no length", "2 instances in 1 video ending"))
     assert fatal or (INSIDE in lines(after, "ok")) == (not outside)
     assert all(" - " in text for text in lines(after, "error"))  # what to do
 
@@ -308,7 +314,7 @@ def test_annotations_in_csv_and_json_are_checked_row_by_row(capsys, root):
     names = [f"video_{i:02d}" for i in range(8)]
     (root / "Tiny-Annotations").rename(root / "other")
     rows = [f"{v},{'validation' if i < 5 else 'test'},{('jump', 'throw')[i % 2]},1,2" for i, v in enumerate(names)]
-    (root / "a.csv").write_text("\n".join(["video,subset,label,start,end", *rows, "x,test,jump,one,2", ",,,,"]) + "\n")
+    (root / "a.csv").write_text("\n".join(["video,subset,label,start,end", *rows, "x,test,jump,one,2", "y,,,,"]) + "\n")
     _, found = check(capsys, root)
     errors = lines(found, "error")
     assert any(text.startswith("a CSV in ") for text in lines(found, "note"))

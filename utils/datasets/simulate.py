@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.datasets import world
-from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations, write_annotations
+from utils.datasets.annotations import Annotations, read_annotations, write_annotations
 from utils.datasets.profile import PROFILES, Profile, load_profile
 from utils.errors import InputError, raise_first
 from utils.files import child, write_json, write_text
@@ -134,18 +134,18 @@ def simulate(
     target, features = child(out, name, mark), child(out, name, "-I3D-JOINTFeatures")
     stated = [folder for folder in (out, source.parent) if (folder / "dataset.json").exists()]
     profile = load_profile(name, stated[0]) if stated else PROFILES.get(name, Profile())
-    annotations, instances, problems = read_annotations(source)
-    raise_first(problems)
-    plan = Plan(annotations, instances, profile, seed)
+    read = read_annotations(source)
+    raise_first(read.problems)
+    plan = Plan(read.annotations, read.instances, profile, seed)
     _check(plan, source, out)
     if limit is not None:
         plan = _limited(plan, limit, source)
     with ExitStack() as stack:
         folder = stack.enter_context(new_folder(features))
         if limit is not None or not (target.exists() and target.samefile(source)):
-            beside = (source if source.is_dir() else source.parent) / "Ambiguous_test.txt"
+            ambiguous_s = {v: read.ambiguous_s[v] for v in plan.annotations.videos if v in read.ambiguous_s}
             copy = stack.enter_context(new_folder(target))
-            write_annotations(copy, plan.annotations, plan.instances, read_ambiguous(beside, plan.annotations.videos))
+            write_annotations(copy, plan.annotations, plan.instances, ambiguous_s)
         _write_features(folder, plan, width, dtype, progress)
         write_text(folder / "SIMULATED.txt", NOTE.format(seed))
         if proposals:

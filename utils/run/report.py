@@ -2,7 +2,8 @@
 
 Metrics of one evaluation are a dict of fractions: "tiou", "mAP" (one for each threshold), "average" {span: fraction},
 "classification_mAP", "classification_accuracy", "classification_top1"; beside them "protocol", "videos" and, where they
-apply, "epoch", "simulated" and "rounding" (what it empties, and what a perfect detector would score). None stands for a number that does not exist.
+apply, "epoch", "simulated" and "rounding" (what it empties, and what a perfect detector would score). None stands for a
+number that does not exist.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.datasets.profile import THUMOS_TIOU
-from utils.errors import printable
+from utils.errors import some as some
 
 # mAP in percent at tIoU 0.1:0.1:0.7 and averages 0.1:0.5, 0.3:0.7, 0.1:0.7 on THUMOS14, as published
 REPORTED = {
@@ -39,11 +40,6 @@ def log(text: str) -> None:
     if FIRST:
         with suppress(BrokenPipeError):  # the reader has left: no reason to stop a run
             tqdm.write(text, file=sys.stderr)
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of some names, and how many more there are."""
-    return printable(", ".join(names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def progress(total: int, done: int, quiet: bool = False) -> tqdm:

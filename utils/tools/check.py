@@ -13,11 +13,10 @@ from tqdm import tqdm
 
 from options import Parser
 from proposals import duplicates, load_proposals
-from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations
+from utils.datasets.annotations import Annotations, read_annotations
 from utils.datasets.features import Features, open_features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile, proposals_file
-from utils.errors import InputError, os_error_line, printable, run_command
-from utils.run.report import some
+from utils.errors import InputError, os_error_line, printable, run_command, some
 from utils.segments import Segments
 
 ABOUT = """Check a dataset: annotations, features against them, proposals against both. Every finding is a line:
@@ -106,15 +105,14 @@ def check_annotations(f: Findings, name: str, root: Path, profile: Profile) -> O
         f.problems(problems)
         f.add("note", "features and proposals are checked against them, so not this time")
         return None
-    annotations, instances, more = read
+    annotations, instances, ambiguous_s, problems, notes = read
     videos, classes, duration_s = annotations.videos, annotations.classes, annotations.duration_s
-    ambiguous = (path if path.is_dir() else root) / "Ambiguous_test.txt"
-    ambiguous_s = attempt(problems, read_ambiguous, ambiguous, videos) or {}
-    problems += more
     f.problems(problems)
     form = "W-TALC's files" if path.is_dir() else "a CSV" if path.suffix.lower() == ".csv" else "ActivityNet's JSON"
     counts = f"{many(len(videos), 'video')}, {many(len(classes), 'class')}, {many(len(instances.video), 'instance')}"
     f.add("note" if problems else "ok", f"{form} in {path}: {counts}")
+    for note in notes:
+        f.add("note", note)
     if profile.train_subset == profile.test_subset:
         what = f"train_subset and test_subset are both {profile.test_subset!r}: every test video is trained on"
         f.add("note", f"{what}, results say nothing about new ones")
@@ -242,19 +240,18 @@ def check_instances(f: Findings, annotations: Annotations, instances: Segments, 
     over_s = end_s - longest_s[instances.video]
     repeats = pd.DataFrame(np.c_[instances.video, instances.label, instances.segment_s]).duplicated().to_numpy()
     kinds = (
-        ("note", repeats, "repeating another, each counted", ""),
-        ("error", start_s < 0, "with a start below 0", " - times are seconds from the start of the video"),
-        ("note", end_s == start_s, "with no length, which no detection can match", ""),
-        ("note", over_s > EDGE_S, f"ending beyond the video, by up to {np.nanmax([0, *over_s]):.2f} s", ""),
-        ("note", np.isnan(over_s), "of unknown length, not checked against it", ""),
+        (repeats, "repeating another, each counted"),
+        (end_s == start_s, "with no length, which no detection can match"),
+        (over_s > EDGE_S, f"ending beyond the video, by up to {np.nanmax([0, *over_s]):.2f} s"),
+        (np.isnan(over_s), "of unknown length, not checked against it"),
     )
     worst_first = np.argsort(-over_s, kind="stable")
-    for level, bad, text, todo in kinds:
+    for bad, text in kinds:
         if bad.any():
             videos = list(dict.fromkeys(annotations.videos[i] for i in instances.video[worst_first[bad[worst_first]]]))
             instance = many(int(bad.sum()), "instance")
-            f.add(level, f"{instance} in {many(len(videos), 'video')} {text}: {some(videos)}{todo}")
-    if len(end_s) and not any(bad.any() for _, bad, _, _ in kinds[1:]):
+            f.add("note", f"{instance} in {many(len(videos), 'video')} {text}: {some(videos)}")
+    if len(end_s) and not any(bad.any() for bad, _ in kinds[1:]):
         f.add("ok", "every instance lies inside its video")
 
 
@@ -277,8 +274,8 @@ def check_proposals(f: Findings, role: str, videos: Sequence[str], path: Path, l
     f.add("ok", f"{role}: {sum(number):,} ({spread(number)} a video), {twice:,} of them {repeat} another")
     effect = "not trained on" if role == "train" else "nothing is detected in them"
     f.names("note", [v for v in videos if v not in mine], f"{role} video", f"without a proposal, {effect}")
-    for line in loaded.notes:
-        f.add("note", f"{role}: {line}")
+    for note in loaded.notes:
+        f.add("note", note)
     f.names("note", [v for v in loaded.segments_s if v not in mine], "video", f"of another subset in {path}, ignored")
 
 
