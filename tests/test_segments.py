@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
+from utils.datasets.annotations import read_annotations
 from utils.errors import InputError
-from utils.segments import Segments, tiou, to_snippets
+from utils.files import load_json
+from utils.segments import Segments, check_units, spelled, tiou, to_snippets
 
 
 def segments(**changes) -> Segments:
@@ -78,3 +81,45 @@ def test_snippets_and_tiou():
     assert to_snippets([[1, 2.222]], 25 / 16).tolist() == [[1.56, 3.47]]
     a, b = np.asarray([[0, 2], [5, 5]]), np.asarray([[1, 3], [0, 2], [5, 5]])
     np.testing.assert_allclose(tiou(a, b), [[1 / 3, 1, 0], [0, 0, 0]])
+
+
+def test_names_are_bridged_with_and_without_v():
+    assert spelled(["v_a", "b", "v_c", "d"], ("a", "v_b", "v_c")) == {"v_a": "a", "b": "v_b", "v_c": "v_c", "d": "d"}
+    with pytest.raises(InputError, match="one video under two names, a and v_a"):
+        spelled(["a", "v_a"], ("a",), "file.json")
+
+
+TIMES = np.asarray([[2, 4.5], [6, 8.5], [10, 12.5]] * 4)  # in videos of 20 s
+
+
+@pytest.mark.parametrize(
+    "segment_s, words",
+    [
+        (TIMES, None),
+        (TIMES * 30, "100 % of 12 instances end after their video .a.csv. - are these frames"),
+        (np.r_[TIMES[:-1] * 30, TIMES[-1:]], "92 % of 12"),
+        (np.r_[TIMES[:-2] * 30, TIMES[-2:]], None),  # a few are not this function's matter
+        (TIMES / 20, "all 12 instances are in the first second of videos of 20 s .a.csv. - are these fractions"),
+        (TIMES[:3] / 20, None),  # three short actions may well be
+        (TIMES * 0 + (19, 20.5), None),
+        (TIMES[:0], None),
+    ],
+)
+def test_times_that_cannot_be_seconds(segment_s, words):
+    problem = check_units(segment_s, np.full(len(segment_s), 20.0), "instances", "a.csv")
+    assert (problem is None) == (words is None) and (words is None or re.search(words, str(problem))), problem
+    assert check_units(segment_s, np.full(len(segment_s), np.nan), "instances", "a.csv") is None
+
+
+def test_real_annotations_and_proposals_are_seconds(shared):
+    for name, path in (("Thumos14reduced", "proposals_P_w"), ("ActivityNet1.3", None), ("GTEA", ".")):
+        folder = shared / "data" / name
+        annotations, instances, *_ = read_annotations(folder / f"{name}-Annotations")
+        assert check_units(instances.segment_s, annotations.duration_s[instances.video], "instances") is None
+        results = load_json(folder / path / f"Proposals_{name}_test.json")["results"] if path else {}
+        length_s = dict(zip(annotations.videos, annotations.duration_s))
+        pairs = [(entry["segment"], length_s[video]) for video, entries in results.items() for entry in entries]
+        if pairs:
+            segment_s, seconds = (np.asarray(column) for column in zip(*pairs))
+            assert check_units(segment_s, seconds, "proposals") is None
+            assert "frames" in str(check_units(segment_s * 30, seconds, "proposals"))

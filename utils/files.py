@@ -63,15 +63,13 @@ def load_array(path: PathLike, *, mmap: bool = False, objects: bool = False, tod
         return array
 
 
-def load_npz(path: PathLike, *, one: bool = False, todo: Optional[str] = None) -> Dict[str, np.ndarray]:
-    """The arrays of a .npz file by name, without objects; with ``one`` exactly one is allowed. Raises InputError."""
+def load_npz(path: PathLike, *, todo: Optional[str] = None) -> Dict[str, np.ndarray]:
+    """The arrays of a .npz file by name, without objects. Raises InputError."""
     with _open(path, todo) as handle, _reading("not a .npz archive that can be read", path):
         if not zipfile.is_zipfile(handle):
             raise Refused("not a zip archive")
         handle.seek(0)
         with np.load(handle, allow_pickle=False) as archive:
-            if one and len(archive.files) != 1:
-                raise InputError(f"{len(archive.files)} arrays in one file", path, "one array a file, [T, 2D]")
             arrays = {name: archive[name] for name in archive.files}
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
@@ -211,7 +209,7 @@ def atomic(path: PathLike) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs no file open to read
     try:
         os.fsync(descriptor)
     finally:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Container, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from utils.errors import InputError
 from utils.files import content_hash
 
+MOST = 0.9  # so large a part of all times is no outlier
 FORM = 'each is {"segment": [start_s, end_s], "label": CLASS, "score": number}, start <= end, all finite'
 
 
@@ -120,3 +121,37 @@ def tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     shared = np.maximum(shared, 0.0)
     union = (a[:, 1] - a[:, 0])[:, None] + (b[:, 1] - b[:, 0])[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def spelled(names: Iterable[str], known: Container[str], where: object = None) -> Dict[str, str]:
+    """{name: the same video's name in ``known``}, which may have "v_" before it or not; others stay as they are.
+
+    Raises InputError for two names of one video.
+    """
+    meant, owner = {}, {}
+    for name in names:
+        bare = name[2:] if name.startswith("v_") else name
+        meant[name] = next((other for other in (name, "v_" + bare, bare) if other in known), name)
+        other = owner.setdefault(meant[name], name)
+        if other != name:
+            raise InputError(f"one video under two names, {other} and {name}", where, "keep one of them")
+    return meant
+
+
+def check_units(segment_s: np.ndarray, length_s: np.ndarray, what: str, where: object = None) -> Optional[InputError]:
+    """The error for times that cannot be seconds as a whole, None where nothing or a few of them are strange.
+
+    segment_s: [N, 2]. length_s: [N], seconds of the video of each, NaN where unknown. what: "instances", "proposals" …
+    """
+    known = np.isfinite(length_s) & (length_s > 0)
+    segment_s, length_s, number = segment_s[known], length_s[known], int(known.sum())
+    if not number:
+        return None
+    beyond = float((segment_s[:, 1] > 1.05 * length_s + 1).mean())
+    if beyond >= MOST:
+        text = f"{100 * beyond:.0f} % of {number:,} {what} end after their video"
+        return InputError(text, where, "are these frames? times must be seconds")
+    if number >= 5 and segment_s.max() <= 1 and np.median(length_s) >= 5:
+        text = f"all {number:,} {what} are in the first second of videos of {np.median(length_s):.0f} s"
+        return InputError(text, where, "are these fractions of the video? times must be seconds")
+    return None

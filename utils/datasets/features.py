@@ -9,41 +9,79 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from utils.datasets.annotations import Annotations
+from utils.datasets.feature_files import SUFFIXES, files_of, list_files, read_features
 from utils.datasets.profile import WHERE_FROM, Profile
-from utils.errors import InputError
-from utils.files import content_hash, load_array, load_npz
+from utils.errors import InputError, some
+from utils.files import content_hash, load_array
 
-SUFFIXES = (".npy", ".npz")
+MAX_CUT = 2  # rows that RGB and flow may differ by: optical flow needs the next frame
 
 
 class Features:
     """Snippet features of videos by name: ``features.load(video)`` -> float32 [T, 2D], RGB first, then flow.
 
-    sources: one path (joint .npy or folder of VIDEO.npy / v_VIDEO.npy / .npz), or two folders (RGB, flow).
+    sources: one path (joint .npy, or a folder of a file a video, see feature_files), or two folders (RGB, flow).
     all_videos: every video of the annotations, in order: what the rows of a joint array belong to.
     feature_size: 2D if the user states it; tells [T, 2D] from [2D, T] in per-video files.
+    modalities: as the profile's. ``cut``: rows cut off so far where RGB and flow differ by up to MAX_CUT, by video.
     Raises InputError naming file and video.
     """
 
-    def __init__(self, sources: Sequence[Path], all_videos: Sequence[str], feature_size: Optional[int] = None):
+    def __init__(
+        self,
+        sources: Sequence[Path],
+        all_videos: Sequence[str],
+        feature_size: Optional[int] = None,
+        modalities: Optional[int] = 2,
+    ):
         self.sources = [Path(source) for source in sources]
-        self._stated_size, self._layout, self._joint = feature_size, None, None
+        self.modalities, self.cut = modalities, {}
+        self._stated_size, self._layout, self._joint, self._notes = feature_size, None, None, []
         self._row: Dict[str, int] = {}  # of a joint array
-        self._files: List[Dict[str, Path]] = []  # video -> file, of each folder
+        self._listed: List[Dict[str, Path]] = []  # name -> file, of RGB and of flow, or of both together
+        self._files: List[Dict[str, Path]] = []  # video -> file, likewise
         if self.sources[0].is_file():
             self._row = {video: i for i, video in enumerate(all_videos)}
         else:
-            self._files = [_by_video(_listing(folder), all_videos) for folder in self.sources]
+            self._find_files(all_videos)
+        self.parts = max(1, len(self._files))  # in how many pieces a video's features come
         self.videos = tuple(v for v in all_videos if v in self._row or all(v in f for f in self._files or [{}]))
         if not self.videos:
-            todo = "files are found by video name, with or without v_"
-            raise InputError("no annotated video has a feature file", self.sources[0], todo)
+            names = [path.name for files in self._listed for path in files.values()]
+            names = names or sorted(path.name for path in self.sources[0].iterdir()) or ["nothing"]
+            todo = f"files are found by video name, such as {all_videos[0]}; forms that are read: {' '.join(SUFFIXES)}"
+            raise InputError(f"no annotated video has a feature file: found {some(names)}", self.sources[0], todo)
+
+    def _find_files(self, videos: Sequence[str]) -> None:
+        self._listed = [files for folder in self.sources for files in list_files(folder)]
+        if len(self._listed) > 2:
+            raise InputError("rgb/ and flow/ inside the folders of RGB and flow", self.sources[0], "give one folder")
+        for files in self._listed:
+            mine, note = files_of(files, videos)
+            self._files.append(mine)
+            self._notes += [note] if note else []
+
+    @property
+    def notes(self) -> List[str]:
+        """Lines to log: what is taken in another way than it is written, as far as it is known yet."""
+        notes = list(self._notes)
+        if self.modalities is None and len(self._files) < 2:
+            todo = 'where there is one stream, say "modalities": 1 in dataset.json'
+            notes.append(f"the first half of each feature is read as RGB and the second as flow ({todo})")
+        if self.cut:
+            what = f"RGB and flow of {len(self.cut)} videos differ by up to {max(self.cut.values())} rows"
+            notes.append(f"{what}; the longer one is cut")
+        return notes
 
     @property
     def layout(self) -> Tuple[int, bool]:
         """(2D, are the files [2D, T]?); looked up on first use: a finished cache needs no feature."""
         if self._layout is None:
-            self._layout = self._find_layout(self._stated_size)
+            layout = self._find_layout(self._stated_size)
+            if layout[0] % 2 and self.modalities != 1:
+                todo = 'RGB and flow must be of one width; "modalities": 1 in dataset.json where there is one stream'
+                raise InputError(f"features of odd width {layout[0]}", self.sources[0], todo)
+            self._layout = layout
         return self._layout
 
     @property
@@ -58,11 +96,14 @@ class Features:
 
     def read(self, video: str) -> np.ndarray:
         """[T, 2D] of one video, of the type and with the values that are in its file."""
-        parts = [self._part(video, source) for source in range(len(self.sources))]
-        if len({len(part) for part in parts}) > 1:
-            lengths = " and ".join(str(len(part)) for part in parts)
-            raise InputError(f"RGB and flow have {lengths} snippets", self._where(video), "extract them at one stride")
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        parts = [self._part(video, source) for source in range(self.parts)]
+        lengths = [len(part) for part in parts]
+        if max(lengths) - min(lengths) > MAX_CUT:
+            what = f"RGB has {lengths[0]} snippets and flow {lengths[1]}"
+            raise InputError(what, self._where(video), "extract them at one stride")
+        if max(lengths) > min(lengths):
+            self.cut[video] = max(lengths) - min(lengths)
+        return parts[0] if len(parts) == 1 else np.concatenate([part[: min(lengths)] for part in parts], axis=1)
 
     def sound(self, video: str, array: np.ndarray) -> np.ndarray:
         """``array`` of a video as float32, if T > 0 and every value is finite."""
@@ -79,13 +120,15 @@ class Features:
 
         Of a folder's .npy files, only the header is read.
         """
-        return (self._raw(video, 0, mmap=True).shape[int(self.layout[1])] + 1) / snippets_per_second
+        axis = int(self.layout[1])
+        snippets = min(self._raw(video, source, mmap=True).shape[axis] for source in range(self.parts))
+        return (snippets + 1) / snippets_per_second
 
     def unused(self) -> Tuple[str, ...]:
         """Feature files that belong to no annotated video, or whose video is read from another file."""
         used = {files[video] for files in self._files for video in self.videos}
-        unused = [(path, folder) for folder in self.sources if self._files for path in _listing(folder).values()]
-        return tuple(str(path.relative_to(folder)) for path, folder in unused if path not in used)
+        unused = sorted(path for files in self._listed for path in files.values() if path not in used)
+        return tuple(str(path.relative_to(next(s for s in self.sources if s in path.parents))) for path in unused)
 
     def signature(self, videos: Sequence[str]) -> str:
         """Hash of the names, sizes and times of the files behind these videos, and of which part is whose."""
@@ -98,15 +141,13 @@ class Features:
         self._joint = None
 
     def _where(self, video: str, source: int = 0) -> str:
-        return f"{self.sources[source]}, {video}"
+        return f"{self._files[source][video] if self._files else self.sources[0]}, {video}"
 
     def _raw(self, video: str, source: int, mmap: bool = False) -> np.ndarray:
         if not self._files:
             array = self._joint_array()[self._row[video]]
-        elif self._files[source][video].suffix == ".npz":
-            (array,) = load_npz(self._files[source][video], one=True).values()
         else:
-            array = load_array(self._files[source][video], mmap=mmap)
+            array = read_features(self._files[source][video], mmap)
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
             shape = getattr(array, "shape", type(array).__name__)
             what = f"not a [T, 2D] array of numbers but {shape}"
@@ -127,10 +168,12 @@ class Features:
     def _part(self, video: str, source: int) -> np.ndarray:
         array = self._raw(video, source)
         feature_size, transposed = self.layout
-        width = feature_size // len(self.sources)
+        width = feature_size // self.parts
         array = array.T if transposed else array
         if array.shape[1] != width:
             what = f"features of width {array.shape[1]}, not {width}"
+            if source:
+                what = f"flow of width {array.shape[1]} and RGB of width {width}, which must be equal"
             raise InputError(what, self._where(video, source), "every video needs the same feature_size")
         return array
 
@@ -139,7 +182,7 @@ class Features:
 
         Damaged and odd files have no say where most are of one width: they are refused, by name, when they are read.
         """
-        parts, shapes = len(self.sources), self._shapes()
+        parts, shapes = self.parts, self._shapes()
         widths = [Counter(shape[axis] for shape in shapes) for axis in (1, 0)]  # if [T, 2D], and if [2D, T]
         if feature_size is None:
             (width, count), (other, other_count) = (counter.most_common(1)[0] for counter in widths)
@@ -185,31 +228,4 @@ def open_features(
             todo = 'remove one of them, or say which in dataset.json: "features"'
             raise InputError("features twice, as a folder and as a file", file, todo)
         sources = [folder if folder.is_dir() else file]
-    return Features(sources, annotations.videos, feature_size)
-
-
-def _listing(folder: Path) -> Dict[str, Path]:
-    """Name without suffix -> file, of one folder."""
-    if not folder.is_dir():
-        raise InputError("no features: neither a file nor a folder", folder, WHERE_FROM)
-    files: Dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix in SUFFIXES and not path.name.startswith("."):
-            if files.setdefault(path.stem, path) != path:
-                raise InputError(f"two files of one video, {files[path.stem].name} too", path, "remove one")
-    return files
-
-
-def _by_video(files: Dict[str, Path], videos: Sequence[str]) -> Dict[str, Path]:
-    """Video -> its file, found under the video's name, with v_ before it, or without."""
-    found: Dict[str, Path] = {}
-    owner: Dict[Path, str] = {}
-    for video in videos:
-        bare = video[2:] if video.startswith("v_") else video
-        path = next((files[name] for name in (video, "v_" + bare, bare) if name in files), None)
-        if path is not None:
-            if owner.setdefault(path, video) != video:
-                todo = "give each its own: the name may be with or without v_"
-                raise InputError(f"one file for {owner[path]} and {video}", path, todo)
-            found[video] = path
-    return found
+    return Features(sources, annotations.videos, feature_size, profile.modalities)

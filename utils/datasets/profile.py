@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Dict, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, some
 from utils.files import load_json
 
 THUMOS_TIOU = tuple(np.linspace(0.1, 0.7, 7).tolist())
@@ -23,8 +23,10 @@ class Profile:
 
     train_subset: str = "validation"
     test_subset: str = "test"
-    feature_fps: float = 25.0  # frames a second of the video as features were extracted from it
+    feature_fps: Union[float, Dict[str, float]] = 25.0  # frames a second that features were extracted at, or by video
     snippet_stride: float = 16.0  # frames a snippet
+    rescaled: bool = False  # rows span the whole video, whatever its length: rate = rows / duration
+    modalities: Optional[int] = None  # 2: RGB and flow, halves of a row; 1: one stream; None: 2, not stated
     tiou_thresholds: Tuple[float, ...] = THUMOS_TIOU
     excluded_videos: Tuple[str, ...] = ()  # left out of evaluation
     round_ground_truth: bool = False  # protocol wtal rounds ground truth to whole snippets
@@ -34,15 +36,37 @@ class Profile:
 
     @property
     def snippets_per_second(self) -> float:
+        """The one rate of every video; ValueError where each has its own (then: ``rates``)."""
+        if self.rescaled or isinstance(self.feature_fps, dict):
+            raise ValueError("each video has its own rate")
         return self.feature_fps / self.snippet_stride
 
+    def rates(self, videos: Sequence[str], num_snippets: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
+        """Snippets per second of each video, float64 [V]; InputError where what it takes is not known.
 
-_ACTIVITYNET = Profile("training", "validation", tiou_thresholds=ACTIVITYNET_TIOU)
+        num_snippets: T, int [V]. duration_s: float [V], NaN where unknown. Both are needed for rescaled features alone.
+        """
+        if self.rescaled:
+            unknown = [video for video, seconds in zip(videos, duration_s) if not 0 < seconds < np.inf]
+            if unknown:
+                what = f"features are rescaled, and the duration of {len(unknown)} videos is unknown: {some(unknown)}"
+                raise InputError(what, None, "add durations to the annotations")
+            return np.asarray(num_snippets, dtype=np.float64) / np.asarray(duration_s, dtype=np.float64)
+        if isinstance(self.feature_fps, dict):
+            unknown = [video for video in videos if video not in self.feature_fps]
+            if unknown:
+                what = f"no feature_fps of {len(unknown)} videos: {some(unknown)}"
+                raise InputError(what, None, "add them to the file that dataset.json names")
+            return np.asarray([self.feature_fps[video] for video in videos]) / self.snippet_stride
+        return np.full(len(videos), self.snippets_per_second)
+
+
+_ACTIVITYNET = Profile("training", "validation", modalities=2, tiou_thresholds=ACTIVITYNET_TIOU)
 PROFILES = {
-    "Thumos14reduced": Profile(proposals_root="proposals4Thumos14", round_ground_truth=True),
+    "Thumos14reduced": Profile(modalities=2, proposals_root="proposals4Thumos14", round_ground_truth=True),
     "ActivityNet1.2": _ACTIVITYNET,
     "ActivityNet1.3": _ACTIVITYNET,
-    "Demo": Profile(round_ground_truth=True),
+    "Demo": Profile(modalities=2, round_ground_truth=True),
 }
 
 
@@ -69,10 +93,12 @@ def load_profile(name: str, root: Path) -> Profile:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     if isinstance(values.get("features"), str):
         values["features"] = (values["features"],)
+    if isinstance(values.get("feature_fps"), str):
+        values["feature_fps"] = load_json(root / values["feature_fps"], todo="it holds {VIDEO: frames a second}")
     for field, value in values.items():
         good, should_be = _RULES[field]
         if not good(value):
-            raise InputError(f"{field} is {given[field]!r}", path, f"{field} must be {should_be}")
+            raise InputError(f"{field} is {str(given[field])[:80]!r}", path, f"{field} must be {should_be}")
     if values.get("proposals_root") is not None:
         values["proposals_root"] = str(root / values["proposals_root"])
     return dataclasses.replace(PROFILES.get(name, Profile()), **values)
@@ -98,9 +124,14 @@ def _are_thresholds(value: object) -> bool:
 _RULES = {
     "train_subset": (lambda value: isinstance(value, str), "a string"),
     "test_subset": (lambda value: isinstance(value, str), "a string"),
-    "feature_fps": (_is_number, "a number of 0.001 or more"),
+    "feature_fps": (
+        lambda value: _is_number(value) or isinstance(value, dict) and all(map(_is_number, value.values())),
+        "a number of 0.001 or more, or a JSON file of such numbers {VIDEO: frames a second}",
+    ),
     "snippet_stride": (_is_number, "a number of 0.001 or more"),
     "tiou_thresholds": (_are_thresholds, "a list of rising numbers in (0, 1]"),
+    "rescaled": (lambda value: isinstance(value, bool), "true or false"),
+    "modalities": (lambda value: value in (None, 1, 2) and not isinstance(value, bool), "1 or 2"),
     "excluded_videos": (_are_strings, "a list of strings"),
     "round_ground_truth": (lambda value: isinstance(value, bool), "true or false"),
     "proposals_root": (_is_path, "a path"),

@@ -1,6 +1,6 @@
 """SCFE, the input of the network: surrounding contrastive features of a proposal (P-MIL, Ren et al., CVPR 2023).
 
-Nothing here has a parameter: for fixed features and proposals the result is constant, and ``utils.datasets.rows`` keeps it.
+Nothing here has a parameter, so for fixed features and proposals it is constant: ``utils.datasets.rows`` keeps it.
 """
 
 from __future__ import annotations
