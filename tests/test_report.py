@@ -91,8 +91,11 @@ def test_published_rows_stand_where_they_can_be_compared_with_what_they_rest_on(
 
 
 def test_simulated_features_and_emptied_instances_are_said():
-    text = table("Demo", "paper", {"last": metrics(simulated=True, rounding=["3 instances are empty", "and more"])})
-    assert "SIMULATED" in text.splitlines()[0] and text.endswith("3 instances are empty\nand more")
+    cost = {"instances": 3358, "emptied": 12, "perfect": {"0.1:0.5": 1.0, "0.1:0.7": 0.981}}
+    text = table("Demo", "paper", {"last": metrics(simulated=True, rounding=cost)})
+    assert "SIMULATED" in text.splitlines()[0]
+    assert text.endswith("empties 12 of 3,358 instances; a perfect detector would score 98.10 (avg 0.1:0.7)")
+    assert "rounding" not in table("Demo", "paper", {"last": metrics()})
 
 
 def test_reported_averages_follow_from_the_reported_thresholds():
