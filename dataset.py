@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -18,7 +19,7 @@ from utils.datasets.profile import PROFILES, Profile, annotations_path, dataset_
 from utils.datasets.rows import Rows, cached_rows, live_rows
 from utils.datasets.simulate import make_demo
 from utils.errors import InputError, raise_first
-from utils.files import file_hash, load_json, locked, write_json
+from utils.files import file_hash, load_array, locked, save_array
 from utils.packed import Batch, Packing, pack
 from utils.run.report import log, some
 from utils.seeds import stream
@@ -152,9 +153,8 @@ def _split(source: Source, split: str, args: Options) -> Split:
     rate = np.full(len(videos), profile.snippets_per_second)
     duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
     length_s = np.asarray([duration_s[v] for v in videos])
-    length_s = np.where(
-        np.isfinite(length_s), length_s, (num_snippets + 1) / rate
-    )  # a last, partial snippet has no row
+    by_features = (num_snippets + 1) / rate  # a last, partial snippet has no row
+    length_s = np.where(np.isfinite(length_s), length_s, by_features)
     path = proposals_file(source.name, profile, split, args.proposals_root)
     found = load_proposals(path, {**duration_s, **dict(zip(videos, length_s))}, args.fix_proposals)
     raise_first(found.problems)
@@ -181,12 +181,15 @@ def _lengths(
     source: Source, split: str, videos: Sequence[str], signature: str, cache_dir: Optional[Path]
 ) -> np.ndarray:
     """T of each video, int64 [V], remembered beside the cache: features that cannot be looked into are read for it."""
-    path = cache_dir and cache_dir / f"{source.name}-{split}-{signature}.json"
+    path = cache_dir and cache_dir / f"{source.name}-{split}-{signature}.npy"
     if path and path.exists():
-        return np.asarray(load_json(path), dtype=np.int64)
+        with suppress(InputError):  # damaged: read again
+            found = load_array(path)
+            if found.shape == (len(videos),) and found.dtype == np.int64:
+                return found
     found = np.asarray([int(source.features.longest_s(v, 1.0)) - 1 for v in videos], dtype=np.int64)
     if path:
-        write_json(path, found)
+        save_array(path, found)
     return found
 
 
