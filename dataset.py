@@ -155,6 +155,10 @@ def _split(source: Source, split: str, args: Options) -> Split:
     length_s = np.asarray([duration_s[v] for v in videos])
     by_features = (num_snippets + 1) / rate  # a last, partial snippet has no row
     length_s = np.where(np.isfinite(length_s), length_s, by_features)
+    off = np.flatnonzero(np.abs(length_s - by_features) > np.maximum(3 / rate, 0.05 * length_s))
+    if len(off):
+        text = f"{len(off)} of {len(videos)} {split} videos have features of another length than their duration: "
+        log(f"{text}{some([videos[i] for i in off])}; python -m utils.tools.check says more")
     path = proposals_file(source.name, profile, split, args.proposals_root)
     found = load_proposals(path, {**duration_s, **dict(zip(videos, length_s))}, args.fix_proposals)
     raise_first(found.problems)
