@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from utils.datasets.profile import ACTIVITYNET_TIOU, THUMOS_TIOU
-from utils.run.report import REPORTED, aligned, columns, headline, row, some, spread, table, tags
+from utils.errors import some
+from utils.run.report import REPORTED, aligned, columns, headline, row, spread, table, tags
 
 SPANS = ("0.1:0.5", "0.3:0.7", "0.1:0.7")
 
