@@ -293,7 +293,7 @@ def test_times_that_cannot_be_seconds_are_an_error(capsys, root, unit, factor):
     )
     scaled(root)
     (line,) = lines(check(capsys, root)[1], "error", "proposals")
-    assert "train proposals are in the first second" in line and "fractions" in line
+    assert "proposals are in the first second" in line and "fractions" in line
 
 
 def test_the_cost_of_rounding_is_said_where_the_profile_rounds(capsys, root):
