@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -19,7 +20,7 @@ from utils.datasets.rates import check_rate
 from utils.datasets.rows import Rows, cached_rows, live_rows
 from utils.datasets.simulate import make_demo
 from utils.errors import InputError, raise_first, some
-from utils.files import file_hash, load_json, locked, write_json
+from utils.files import file_hash, load_array, locked, save_array
 from utils.packed import Batch, Packing, pack
 from utils.run.report import log
 from utils.seeds import stream
@@ -157,7 +158,8 @@ def _split(source: Source, split: str, args: Options) -> Split:
         problem = fit.problem
         raise InputError(problem.what, problem.where, f"{problem.todo}; --ignore_rate goes on")
     if fit and fit.off:
-        log(f"{len(fit.off)} of {len(videos)} {split} videos have features of another length: {some(fit.off, 3)}")
+        text = f"{len(fit.off)} of {len(videos)} {split} videos have features of another length than their duration"
+        log(f"{text}: {some(fit.off, 3)}; python -m utils.tools.check says more")
     rate = profile.rates(videos, num_snippets, stated_s)
     length_s = np.where(np.isfinite(stated_s), stated_s, (num_snippets + 1) / rate)  # a partial snippet has no row
     mine = source.instances.keep(videos)
@@ -190,12 +192,15 @@ def _lengths(
     source: Source, split: str, videos: Sequence[str], signature: str, cache_dir: Optional[Path]
 ) -> np.ndarray:
     """T of each video, int64 [V], remembered beside the cache: features that cannot be looked into are read for it."""
-    path = cache_dir and cache_dir / f"{source.name}-{split}-{signature}.json"
+    path = cache_dir and cache_dir / f"{source.name}-{split}-{signature}.npy"
     if path and path.exists():
-        return np.asarray(load_json(path), dtype=np.int64)
+        with suppress(InputError):  # damaged: read again
+            found = load_array(path)
+            if found.shape == (len(videos),) and found.dtype == np.int64:
+                return found
     found = np.asarray([source.features.length(v) for v in videos], dtype=np.int64)
     if path:
-        write_json(path, found)
+        save_array(path, found)
     return found
 
 

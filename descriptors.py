@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
@@ -64,6 +65,7 @@ def load_or_make(
     try:
         with locked(paths[0].with_name(".lock")):
             note = load_json(paths[0].with_name(NOTE)) if paths[0].with_name(NOTE).is_file() else {}
+            note = note if isinstance(note, dict) else {}
             ours = [p for p in paths if p.is_file() and note.get(p.name) == content_hash(load_array(p))]
             stale = [p for p in paths if not p.is_file() or (p in ours and note.get("source") != source)]
             if stale:
@@ -75,8 +77,9 @@ def load_or_make(
                 for path, values in zip(paths, made):
                     if path in stale:
                         save_array(path, values)
-    except PermissionError:  # a folder that can be read alone
-        pass
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # a folder that can only be read will do
+            raise
     found = []
     for path in paths:
         values, shape = load_array(path), (len(classes), width)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from utils.datasets.profile import ACTIVITYNET_TIOU, THUMOS_TIOU
-from utils.run.report import REPORTED, aligned, columns, headline, row, some, spread, table, tags
+from utils.errors import some
+from utils.run.report import REPORTED, aligned, columns, headline, row, spread, table, tags
 
 SPANS = ("0.1:0.5", "0.3:0.7", "0.1:0.7")
 
@@ -91,8 +92,11 @@ def test_published_rows_stand_where_they_can_be_compared_with_what_they_rest_on(
 
 
 def test_simulated_features_and_emptied_instances_are_said():
-    text = table("Demo", "paper", {"last": metrics(simulated=True, rounding=["3 instances are empty", "and more"])})
-    assert "SIMULATED" in text.splitlines()[0] and text.endswith("3 instances are empty\nand more")
+    cost = {"instances": 3358, "emptied": 12, "perfect": {"0.1:0.5": 1.0, "0.1:0.7": 0.981}}
+    text = table("Demo", "paper", {"last": metrics(simulated=True, rounding=cost)})
+    assert "SIMULATED" in text.splitlines()[0]
+    assert text.endswith("empties 12 of 3,358 instances; a perfect detector would score 98.10 (avg 0.1:0.7)")
+    assert "rounding" not in table("Demo", "paper", {"last": metrics()})
 
 
 def test_reported_averages_follow_from_the_reported_thresholds():

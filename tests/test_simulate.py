@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.datasets.annotations import read_ambiguous, read_annotations, write_annotations
+from utils.datasets.annotations import read_annotations, write_annotations
 from utils.datasets.profile import PROFILES, load_profile, proposals_file
 from utils.datasets.simulate import CLASSES, make_demo, new_folder, simulate
 from utils.datasets.world import generator, make_events, make_features, make_proposals, make_world
@@ -30,9 +30,9 @@ def demo(tmp_path_factory) -> Path:
 
 
 def read(root: Path, name: str = "Demo"):
-    annotations, instances, problems = read_annotations(root / f"{name}-Annotations")
-    assert not problems
-    return annotations, instances
+    read = read_annotations(root / f"{name}-Annotations")
+    assert not read.problems
+    return read.annotations, read.instances
 
 
 def proposals_of(folder: Path, name: str = "Demo") -> dict:
@@ -70,7 +70,7 @@ def test_the_layout_is_that_of_a_real_dataset_and_says_that_it_is_simulated(demo
     annotations, instances = read(demo)
     assert annotations.classes == CLASSES
     assert [annotations.subset.count(s) for s in ("validation", "test")] == list(VIDEOS)
-    assert len(read_ambiguous(demo / "Demo-Annotations" / "Ambiguous_test.txt", annotations.videos)) > 0
+    assert len(read_annotations(demo / "Demo-Annotations").ambiguous_s) == 2
     for i, video in enumerate(annotations.videos):
         features = load_array(demo / "Demo-I3D-JOINTFeatures" / f"{video}.npy", mmap=True)
         assert features.dtype == np.float16 and features.shape[1] == 128

@@ -28,13 +28,19 @@ def check(capsys, root, name="Tiny", *more):
     return status, found
 
 
+def two_streams(root, **fields):
+    """Say in the profile what is otherwise a note, and other fields."""
+    (root / "dataset.json").write_text(json.dumps({"proposals_root": ".", "modalities": 2, **fields}))
+    return root
+
+
 def lines(found, level, topic=None):
     return [text for a, b, text in found if a == level and topic in (None, b)]
 
 
 @pytest.fixture
 def root(tmp_path):
-    return tiny.write(tmp_path / "data")
+    return two_streams(tiny.write(tmp_path / "data"))
 
 
 # ---- ways to change the dataset
@@ -76,7 +82,7 @@ def proposals(how):
 
 
 def profile(**fields):
-    return lambda root: (root / "dataset.json").write_text(json.dumps({"proposals_root": ".", **fields}))
+    return lambda root: two_streams(root, **fields)
 
 
 def all_of(*changes):
@@ -106,7 +112,12 @@ WRONG = [
     ("note", "features", feature(lambda a: np.repeat(a, 2, 0)), "1 video off by", "video_00 (T "),
     ("note", "features", without_features(1), "4 of 5 train videos", "video_01"),
     ("error", "features", without_features(5, 6, 7), "0 of 3 test videos", "names in the annotations"),
-    ("error", "features", all_of(*(feature(lambda a: a[:, :7], f"video_{i:02d}") for i in range(8))), "width 7 is odd"),
+    (
+        "error",
+        "features",
+        all_of(*(feature(lambda a: a[:, :7], f"video_{i:02d}") for i in range(8))),
+        "features of odd width 7",
+    ),
     (
         *("note", "features", lambda r: np.save(r / "Tiny-I3D-JOINTFeatures" / "stranger.npy", np.zeros((3, 8)))),
         *("1 file not read (no annotated video", "stranger.npy"),
@@ -117,10 +128,22 @@ WRONG = [
     ("error", "annotations", put("segments", 0, [[1.0]]), "not pairs", "video_00"),
     ("note", "annotations", put("labels_all", 0, []), "1 train video without a label, trained as"),
     ("note", "annotations", all_of(put("segments", 6, []), put("labels", 6, [])), "1 test video without an instance"),
-    ("error", "annotations", put("segments", 0, [[-1.0, 1.0]] * 2), "start below 0"),
+    (
+        "error",
+        "annotations",
+        put("segments", 0, [[-1.0, 1.0]] * 2),
+        "an instance that starts before its video",
+        "video_00",
+    ),
     ("note", "annotations", put("segments", 0, [[1.0, 1.0]] * 2), "with no length"),
-    ("note", "annotations", put("segments", 0, [[1.0, 999.0]] * 2), "2 instances in 1 video ending beyond", "video_00"),
-    ("note", "annotations", put("segments", 0, [[1.0, 2.0]] * 2), "1 instance in 1 video repeating another"),
+    (
+        "note",
+        "annotations",
+        put("segments", 0, [[1.0, 999.0]] * 2),
+        "1 video with 2 instances ending beyond",
+        "video_00",
+    ),
+    ("note", "annotations", put("segments", 0, [[1.0, 2.0]] * 2), "1 video with 1 instance repeating another"),
     ("note", "annotations", all_of(swapped, profile(train_subset="test")), "every test video is trained on"),
     ("note", "annotations", put("duration", 0, np.nan), "1 video without a duration"),
     ("error", "annotations", put("duration", 0, 0.0), "1 duration that cannot be: video_00"),
@@ -133,7 +156,7 @@ WRONG = [
         "1 class without a test video: throw",
     ),
     ("note", "annotations", put("subset", 0, "spare"), "1 video of subset 'spare'"),
-    ("error", "annotations", profile(test_subset="Test"), "no test video", "['test', 'validation']"),
+    ("error", "annotations", profile(train_subset="new"), "no train video", "['test', 'validation']"),
     ("note", "annotations", profile(excluded_videos=["x"]), "1 name in excluded_videos but not in the annotations: x"),
     (
         *("error", "annotations", lambda r: (r / "Tiny-Annotations" / "Ambiguous_test.txt").write_text("video_06 1\n")),
@@ -181,16 +204,16 @@ def test_what_is_wrong_is_found_and_the_rest_is_checked_all_the_same(capsys, roo
     new = [text for text in lines(after, level, topic) if (level, topic, text) not in before]
     assert any(all(word in text for word in words) for text in new), after
     assert level == "error" or not lines(after, "error")
-    fatal = "7 subset" in words[0] or words[0] == "'video_00'"  # no annotations: nothing to check against
+    fatal = words[0] in ("7 subset for 8 videos", "'video_00'", "line 1")  # no annotations: nothing to check against
     assert {topic for _, topic, _ in after} == ({"annotations"} if fatal else {"annotations", "features", "proposals"})
     assert fatal == any("not this time" in text for text in lines(after, "note"))
-    outside = words[0].startswith(("start below", "with no length", "2 instances in 1 video ending"))
+    outside = words[0].startswith(("with no length", "1 video with 2 instances ending"))
     assert fatal or (INSIDE in lines(after, "ok")) == (not outside)
     assert all(" - " in text for text in lines(after, "error"))  # what to do
 
 
 def test_all_problems_at_once_are_all_found_and_share_a_line_where_only_the_place_differs(capsys, root):
-    cases = [case for case in WRONG if case[3] in ("'fly'", "video_01, index 2", "no test video", "with no length")]
+    cases = [case for case in WRONG if case[3] in ("'fly'", "video_01, index 2", "1 video of subset 'spare'", "with no length")]
     for spoil in (feature(poisoned), feature(poisoned, "video_02"), *(case[2] for case in cases)):
         spoil(root)
     _, found = check(capsys, root)
@@ -243,25 +266,51 @@ def test_files_of_two_types_are_counted_and_rgb_without_flow_is_named(capsys, ro
     assert any("RGB without flow" in text and "video_03.npz" in text for text in lines(found, "note", "features"))
 
 
-@pytest.mark.parametrize("fps, stride", [(30, 16), (25, 8), (15, 16)])
-def test_the_rate_that_would_fit_is_suggested_where_all_videos_are_off_by_one_factor(capsys, tmp_path, fps, stride):
-    root = tiny.write(tmp_path / "data", snippets=400)  # at 25 frames a second, 16 a snippet
-    profile(feature_fps=fps, snippet_stride=stride)(root)
-    _, found = check(capsys, root)
-    (line,) = lines(found, "error", "features")
-    assert f'"feature_fps": {25 * stride / 16:.4g} or "snippet_stride": {16 * fps / 25:.4g} in dataset.json' in line
-    assert "8 of 8 videos are off" in line
-
-
-def test_no_rate_is_suggested_where_none_fits(capsys, root):
-    for i, repeat in enumerate((1, 1, 2, 3, 4, 5, 6, 7)):
-        feature(lambda a, k=repeat: np.repeat(a, k, axis=0), f"video_{i:02d}")(root)
+def test_features_that_do_not_fit_the_rate_are_an_error_that_names_one_that_would(capsys, tmp_path):
+    root = two_streams(tiny.write(tmp_path / "data", snippets=400), snippet_stride=8)  # it is 16
     (line,) = lines(check(capsys, root)[1], "error", "features")
-    assert "no one rate fits" in line
-    for i in range(8):
-        feature(lambda a: a[:10], f"video_{i:02d}")(root)
-    _, found = check(capsys, root, "Tiny", "--feature_size", "8")
-    assert any("rescaled to one length" in text for text in lines(found, "error", "features"))
+    assert "8 of 8 videos are off" in line and '"snippet_stride": 16 in dataset.json would fit' in line
+
+
+def test_a_rate_of_its_own_for_each_video_is_checked_too(capsys, root):
+    rates = {f"video_{i:02d}": 25 for i in range(8)}
+    (root / "fps.json").write_text(json.dumps(rates))
+    two_streams(root, feature_fps="fps.json")
+    assert not lines(check(capsys, root)[1], "error")
+    del rates["video_03"]
+    (root / "fps.json").write_text(json.dumps(rates))
+    (line,) = lines(check(capsys, root)[1], "error")
+    assert line.startswith("no feature_fps of 1 videos: video_03 - ")
+
+
+@pytest.mark.parametrize("unit, factor", [("frames", 25), ("fractions", 1 / 60)])
+def test_times_that_cannot_be_seconds_are_an_error(capsys, root, unit, factor):
+    annotation("segments", lambda a: tiny.objects([[[factor * t for t in s] for s in video] for video in a]))(root)
+    (line,) = lines(check(capsys, root)[1], "error", "annotations")
+    assert unit in line
+    scaled = proposals(
+        lambda results: [p.update(segment=[t / 60 for t in p["segment"]]) for v in results.values() for p in v]
+    )
+    scaled(root)
+    (line,) = lines(check(capsys, root)[1], "error", "proposals")
+    assert "proposals are in the first second" in line and "fractions" in line
+
+
+def test_the_cost_of_rounding_is_said_where_the_profile_rounds(capsys, root):
+    put("segments", 6, [[1.0, 1.1], [2.0, 6.0]])(root)
+    assert not any("wtal" in text for *_, text in check(capsys, root)[1])
+    two_streams(root, round_ground_truth=True)
+    (line,) = (text for text in lines(check(capsys, root)[1], "note") if "wtal" in text)
+    assert "rounding empties 1 of 6 instances" in line and "perfect detector" in line
+
+
+def test_without_any_test_video_there_is_nothing_to_evaluate(capsys, root):
+    annotation("subset", lambda a: np.full(len(a), "validation"))(root)
+    proposals(lambda results: results.update({f"video_{i:02d}": results["video_00"] for i in (5, 6, 7)}))(root)
+    (root / "Proposals_Tiny_test.json").unlink()
+    status, found = check(capsys, root, "Tiny")
+    assert any("nothing will be evaluated" in text for text in lines(found, "note"))
+    assert not any("Proposals_Tiny_test" in text for *_, text in found)
 
 
 @pytest.mark.parametrize("duration_s", [np.nan, np.inf, 0.0])
@@ -271,10 +320,10 @@ def test_without_a_duration_times_are_measured_by_t_and_a_last_partial_snippet(c
     assert INSIDE in lines(check(capsys, root)[1], "ok")
     put("segments", 6, [[1.0, longest_s + 0.5]])(root)
     _, found = check(capsys, root)
-    assert "1 instance in 1 video ending beyond the video, by up to 0.50 s: video_06" in lines(found, "note")
+    assert "1 video with 1 instance ending beyond the video, by up to 0.50 s: video_06" in lines(found, "note")
     without_features(6)(root)
     _, found = check(capsys, root)
-    assert "1 instance in 1 video of unknown length, not checked against it: video_06" in lines(found, "note")
+    assert "1 video with 1 instance of unknown length, not checked against it: video_06" in lines(found, "note")
     put("duration", 0, duration_s)(root)
     feature(lambda a: a[:5])(root)
     (line, *_) = lines(check(capsys, root)[1], "error", "proposals")
@@ -308,7 +357,7 @@ def test_annotations_in_csv_and_json_are_checked_row_by_row(capsys, root):
     names = [f"video_{i:02d}" for i in range(8)]
     (root / "Tiny-Annotations").rename(root / "other")
     rows = [f"{v},{'validation' if i < 5 else 'test'},{('jump', 'throw')[i % 2]},1,2" for i, v in enumerate(names)]
-    (root / "a.csv").write_text("\n".join(["video,subset,label,start,end", *rows, "x,test,jump,one,2", ",,,,"]) + "\n")
+    (root / "a.csv").write_text("\n".join(["video,subset,label,start,end", *rows, "x,test,jump,one,2", "y,,,,"]) + "\n")
     _, found = check(capsys, root)
     errors = lines(found, "error")
     assert any(text.startswith("a CSV in ") for text in lines(found, "note"))
@@ -326,7 +375,7 @@ def test_annotations_in_csv_and_json_are_checked_row_by_row(capsys, root):
 
 def test_real_gtea_is_sound(shared, capsys):
     status, found = check(capsys, shared / "data" / "GTEA", "GTEA")
-    assert status == 0 and not lines(found, "note")
+    assert status == 0 and all("is read as RGB" in text for text in lines(found, "note"))
 
 
 def test_real_thumos_without_features_says_so_and_goes_on(shared, capsys):

@@ -30,7 +30,7 @@ def test_what_cannot_be_is_refused(tmp_path, wrong):
 def test_the_printed_command_trains(tmp_path, capsys):
     from main import main as train
 
-    make_demo(tmp_path / "made", progress=False, videos=(16, 6), width=2)
+    make_demo(tmp_path / "made", progress=False, videos=(24, 6), width=2)
     json = tmp_path / "some.v1-2.json"
     convert.main(["annotations", "--from", str(tmp_path / "made" / "Demo-Annotations"), "--to", str(json)])
     json.write_text(

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.datasets import world
-from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations, write_annotations
+from utils.datasets.annotations import Annotations, read_annotations, write_annotations
 from utils.datasets.profile import PROFILES, Profile, load_profile
 from utils.errors import InputError, raise_first
 from utils.files import child, write_json, write_text
@@ -26,6 +26,7 @@ DEMO = "Demo"
 # the first two look alike, the next two move alike, and so on
 ALIKE = "HighJump PoleVault CliffDiving TrampolineJump TennisServe TennisForehand FrisbeeThrow DiscusThrow"
 CLASSES = tuple(ALIKE.split())
+RESCALED = 100  # snippets of every video where the profile says that features are rescaled
 NOTE = """SIMULATED. No camera has seen these videos: their features are random numbers drawn by
 utils/datasets/world.py from seed {}. Good for trying the program; a number measured on them says
 nothing about real videos.
@@ -40,20 +41,24 @@ class Plan(NamedTuple):
     profile: Profile
     seed: int
 
-    def walk(self) -> Iterator[Tuple[str, float, int, np.ndarray, world.Events]]:
-        """(video, duration in seconds, T, segments [n, 2] in seconds, events) of each video in turn."""
-        rate, num_class = self.profile.snippets_per_second, len(self.annotations.classes)
-        for video, duration_s in zip(self.annotations.videos, self.annotations.duration_s.tolist()):
+    def walk(self) -> Iterator[Tuple[str, float, float, np.ndarray, world.Events]]:
+        """(video, duration in seconds, snippets per second, segments [n, 2] in seconds, events) of each video."""
+        videos, duration_s, num_class = (
+            self.annotations.videos,
+            self.annotations.duration_s,
+            len(self.annotations.classes),
+        )
+        rates = self.profile.rates(videos, np.full(len(videos), RESCALED), duration_s)
+        for video, seconds, rate in zip(videos, duration_s.tolist(), rates.tolist()):
             segment_s, label, _ = self.instances.of(video)
-            length = max(1, int(duration_s * rate + 1e-6))
             rng = world.generator(self.seed, video, "events")
-            yield (
-                video,
-                duration_s,
-                length,
-                segment_s,
-                world.make_events(rng, length, segment_s * rate, label, num_class),
-            )
+            events = world.make_events(rng, num_snippets(seconds, rate), segment_s * rate, label, num_class)
+            yield video, seconds, rate, segment_s, events
+
+
+def num_snippets(duration_s: float, rate: float) -> int:
+    """T of a simulated video."""
+    return max(1, int(duration_s * rate + 1e-6))
 
 
 def make_demo(
@@ -134,18 +139,18 @@ def simulate(
     target, features = child(out, name, mark), child(out, name, "-I3D-JOINTFeatures")
     stated = [folder for folder in (out, source.parent) if (folder / "dataset.json").exists()]
     profile = load_profile(name, stated[0]) if stated else PROFILES.get(name, Profile())
-    annotations, instances, _, problems, _ = read_annotations(source)
-    raise_first(problems)
-    plan = Plan(annotations, instances, profile, seed)
+    read = read_annotations(source, profile)
+    raise_first(read.problems)
+    plan = Plan(read.annotations, read.instances, profile, seed)
     _check(plan, source, out)
     if limit is not None:
         plan = _limited(plan, limit, source)
     with ExitStack() as stack:
         folder = stack.enter_context(new_folder(features))
         if limit is not None or not (target.exists() and target.samefile(source)):
-            beside = (source if source.is_dir() else source.parent) / "Ambiguous_test.txt"
+            ambiguous_s = {v: read.ambiguous_s[v] for v in plan.annotations.videos if v in read.ambiguous_s}
             copy = stack.enter_context(new_folder(target))
-            write_annotations(copy, plan.annotations, plan.instances, read_ambiguous(beside, plan.annotations.videos))
+            write_annotations(copy, plan.annotations, plan.instances, ambiguous_s)
         _write_features(folder, plan, width, dtype, progress)
         write_text(folder / "SIMULATED.txt", NOTE.format(seed))
         if proposals:
@@ -199,16 +204,16 @@ def _write_features(folder: Path, plan: Plan, width: int, dtype: str, progress: 
     shared = world.make_world(plan.seed, len(plan.annotations.classes), width)
     folder.mkdir(parents=True, exist_ok=True)
     count, quiet = len(plan.annotations.videos), None if progress else True
-    for video, _, length, _, events in tqdm(plan.walk(), "simulating features", count, unit="video", disable=quiet):
+    for video, seconds, rate, _, events in tqdm(plan.walk(), "simulating features", count, unit="video", disable=quiet):
+        length = num_snippets(seconds, rate)
         features = world.make_features(world.generator(plan.seed, video, "features"), length, events, shared)
         np.save(child(folder, video, ".npy"), features.astype(dtype))
 
 
 def _write_proposals(folder: Path, name: str, plan: Plan, mean_count: int) -> None:
     """Write FOLDER/Proposals_NAME_{train,test}.json with 0.7 to 1.3 times ``mean_count`` proposals a video."""
-    rate = plan.profile.snippets_per_second
     splits: Dict[str, Dict] = {plan.profile.train_subset: {}, plan.profile.test_subset: {}}
-    for subset, (video, duration_s, _, segments_s, events) in zip(plan.annotations.subset, plan.walk()):
+    for subset, (video, duration_s, rate, segments_s, events) in zip(plan.annotations.subset, plan.walk()):
         if subset in splits:
             rng = world.generator(plan.seed, video, "proposals")
             distractors_s = np.stack([events.start, events.end], axis=1)[events.distractor] / rate

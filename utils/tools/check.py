@@ -11,13 +11,16 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from eval.detection import evaluate_detections
 from options import Parser
-from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations
+from utils.datasets.annotations import Read, read_annotations
 from utils.datasets.features import Features, open_features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile, proposals_file
 from utils.datasets.proposals import duplicates, load_proposals
+from utils.datasets.rates import check_rate
 from utils.errors import InputError, os_error_line, printable, run_command, some
-from utils.segments import Segments
+from utils.run.report import rounding_lines
+from utils.segments import check_units
 
 ABOUT = """Check a dataset: annotations, features against them, proposals against both. Every finding is a line:
   ok     as it should be, with the numbers
@@ -49,10 +52,10 @@ class Findings:
         """An error for all that share what is wrong and what to do, with the places where it is."""
         places: Dict[Tuple, Dict[str, None]] = {}
         for problem in problems:
-            places.setdefault((problem.what, problem.todo), {})[str(problem.where)] = None
+            places.setdefault((problem.what, problem.todo), {})[str(problem.where or "")] = None
         for (what, todo), (first, *others) in list(places.items())[:MOST]:
             also = f"; {some([_item(place) for place in others])}" if others else ""
-            self.add("error", str(InputError(what, first + also, todo)))
+            self.add("error", str(InputError(what, (first + also) or None, todo)))
         rest = [_item(place) for group in list(places.values())[MOST:] for place in group]
         self.names("error", rest, "problem", "more of this kind", "fix these and check again")
 
@@ -96,29 +99,31 @@ def subsets(profile: Profile) -> Tuple[Tuple[str, str], Tuple[str, str]]:
     return ("train", profile.train_subset), ("test", profile.test_subset)
 
 
-def check_annotations(f: Findings, name: str, root: Path, profile: Profile) -> Optional[Tuple[Annotations, Segments]]:
+def check_annotations(f: Findings, name: str, root: Path, profile: Profile) -> Optional[Read]:
     """Check all that needs annotations alone; None where they cannot be read."""
     f.topic, problems = "annotations", []
     path = attempt(problems, annotations_path, name, root, profile)
-    read = path and attempt(problems, read_annotations, path)
+    read = path and attempt(problems, read_annotations, path, profile)
     if read is None:
         f.problems(problems)
         f.add("note", "features and proposals are checked against them, so not this time")
         return None
-    annotations, instances, more = read
+    annotations, instances, ambiguous_s, problems, notes = read
     videos, classes, duration_s = annotations.videos, annotations.classes, annotations.duration_s
-    ambiguous = (path if path.is_dir() else root) / "Ambiguous_test.txt"
-    ambiguous_s = attempt(problems, read_ambiguous, ambiguous, videos) or {}
-    problems += more
     f.problems(problems)
     form = "W-TALC's files" if path.is_dir() else "a CSV" if path.suffix.lower() == ".csv" else "ActivityNet's JSON"
     counts = f"{many(len(videos), 'video')}, {many(len(classes), 'class')}, {many(len(instances.video), 'instance')}"
     f.add("note" if problems else "ok", f"{form} in {path}: {counts}")
+    for note in notes:
+        f.add("note", note)
     if profile.train_subset == profile.test_subset:
         what = f"train_subset and test_subset are both {profile.test_subset!r}: every test video is trained on"
         f.add("note", f"{what}, results say nothing about new ones")
     for role, subset in subsets(profile):
         members = annotations.of(subset)
+        if role == "test" and set(annotations.subset) == {profile.train_subset}:
+            f.add("note", f"no test video: none is of subset {subset!r}, so nothing will be evaluated")
+            continue
         if not len(members):
             todo = f"name {role}_subset in dataset.json, one of {sorted(set(annotations.subset))}"
             f.add("error", f"no {role} video: none is of subset {subset!r} - {todo}")
@@ -149,14 +154,17 @@ def check_annotations(f: Findings, name: str, root: Path, profile: Profile) -> O
     if ambiguous_s:
         count = many(sum(map(len, ambiguous_s.values())), "ambiguous interval")
         f.add("ok", f"{count} in {many(len(ambiguous_s), 'video')}")
-    return annotations, instances
+    return read
 
 
 def check_features(
-    f: Findings, problems: List[InputError], features: Optional[Features], annotations: Annotations, profile: Profile
-) -> Dict[str, int]:
-    """Read every video once; video -> T of those that are sound. problems: what kept the features from being opened."""
-    f.topic = "features"
+    f: Findings, problems: List[InputError], features: Optional[Features], read: Read, profile: Profile
+) -> Dict[str, float]:
+    """Read every video once. problems: what kept the features from being opened.
+
+    Returns seconds that each video of sound features can have: T + 1 snippets, as a last, partial one has no row.
+    """
+    f.topic, annotations = "features", read.annotations
     layout = features and attempt(problems, lambda: features.layout)
     if layout is None:
         f.problems(problems)
@@ -173,28 +181,39 @@ def check_features(
     sound = sound[sound["T"] > 0]
     kinds = sound["type"].value_counts(sort=False)
     values = " and ".join(f"{kind} ({number:,})" if len(kinds) > 1 else kind for kind, number in kinds.items())
-    (size, transposed), parts = layout, len(features.sources)
+    (size, transposed), parts = layout, features.parts
     form = "a joint array" if features.sources[0].is_file() else "files" if parts == 1 else "RGB and flow files"
     shape = f"[{size // parts}, T]" if transposed else f"[T, {size // parts}]"
     where = ", ".join(map(str, features.sources))
     f.add("note" if problems else "ok", f"{form} {shape} of {values or 'nothing that can be used'}: {where}")
-    if size % 2:
-        f.add("error", f"the width {size} is odd - RGB and flow need one width, RGB first")
+    for note in features.notes:
+        f.add("note", note)
     f.names("note", sound.index[sound["zero"].astype(bool)].tolist(), "video", "of nothing but zeros")
     for role, subset in subsets(profile):
         members = [annotations.videos[i] for i in annotations.of(subset)]
-        missing = [v for v in members if v not in set(videos)]
+        missing = sorted(set(members) - set(videos))
         have = "has" if len(members) == 1 else "have"
         text = f"{len(members) - len(missing):,} of {many(len(members), f'{role} video')} {have} features"
         if len(missing) == len(members) > 0:
             f.add("error", f"{text} - files are found by the names in the annotations")
-        else:
+        elif members:
             f.add("note" if missing else "ok", text + (f", left out: {some(missing)}" if missing else ""))
     f.names("note", features.unused(), "file", "not read (no annotated video, RGB without flow, or another file is)")
-    if len(sound):
-        f.add("ok", f"finite numbers in {many(len(sound), 'video')}; T, in snippets, is {spread(sound['T'])}")
-        check_rate(f, sound["T"], pd.Series(annotations.duration_s, annotations.videos)[sound.index], profile)
-    return sound["T"].to_dict()
+    if not len(sound):
+        return {}
+    f.add("ok", f"finite numbers in {many(len(sound), 'video')}; T, in snippets, is {spread(sound['T'])}")
+    names, snippets = sound.index.tolist(), sound["T"].to_numpy()
+    duration_s = pd.Series(annotations.duration_s, annotations.videos)[names].to_numpy()
+    problems = []
+    rates = attempt(problems, profile.rates, names, snippets, duration_s)
+    found = None if rates is None else check_rate(names, snippets, duration_s, profile)
+    if found and found.problem:
+        problems.append(found.problem)
+    elif found:
+        f.add("ok", found.summary)
+        f.names("note", found.off, "video", "off by more than 2 snippets and 5 %")
+    f.problems(problems)
+    return {} if rates is None else dict(zip(names, (snippets + 1) / rates))
 
 
 def _read(features: Features, video: str) -> Tuple[int, str, bool, List[InputError]]:
@@ -205,56 +224,30 @@ def _read(features: Features, video: str) -> Tuple[int, str, bool, List[InputErr
     return (0, "", False, problems) if sound is None else (len(sound), array.dtype.name, not sound.any(), problems)
 
 
-def check_rate(f: Findings, length: pd.Series, duration_s: pd.Series, profile: Profile) -> None:
-    """Durations against T * stride / fps; what would fit, where nearly all are off by one factor."""
-    known = (duration_s > 0) & np.isfinite(duration_s)
-    length, expected = length[known].astype(float), duration_s[known] * profile.snippets_per_second
-    if not len(length):
-        return
-    ratio = expected / length
-    factor = ratio.median()
-    off, still_off = ((length * k - expected).abs() > np.maximum(2 * k, 0.05 * expected) for k in (1, factor))
-    text = f"duration / (T * stride / fps), which should be 1, is {spread(ratio.round(3))}"
-    if off.mean() <= 0.5:
-        f.add("ok", text)
-        worst = np.log(ratio[off]).abs().sort_values(ascending=False, kind="stable").index
-        names = [f"{v} (T {length[v]:g}, {expected[v]:.0f} by duration)" for v in worst]
-        f.names("note", names, "video", "off by more than 2 snippets or 5 %")
-        return
-    if still_off.mean() <= 0.1:
-        exact = expected[~still_off].sum() / length[~still_off].sum()  # long videos tell it best
-        values = {"feature_fps": profile.feature_fps / exact, "snippet_stride": profile.snippet_stride * exact}
-        near = {field: round(v) if abs(v - round(v)) < 0.005 * v else v for field, v in values.items()}
-        todo = " or ".join(f'"{field}": {value:.4g}' for field, value in near.items()) + " in dataset.json would fit"
-    elif length.nunique() == 1:
-        todo = "features rescaled to one length have no stride: extract them at one"
-    else:
-        todo = "no one rate fits: are features and annotations of the same videos?"
-    are = "is" if len(off) == 1 else "are"
-    f.add("error", f"{text}, {off.sum():,} of {many(len(off), 'video')} {are} off - {todo}")
-
-
-def check_instances(f: Findings, annotations: Annotations, instances: Segments, longest_s: np.ndarray) -> None:
+def check_instances(f: Findings, read: Read, longest_s: np.ndarray, profile: Profile) -> None:
     """Instances against their video. longest_s: float64 [N] seconds that each video can have, NaN if unknown."""
-    f.topic = "annotations"
-    start_s, end_s = instances.segment_s.T
-    over_s = end_s - longest_s[instances.video]
+    f.topic, instances, videos = "annotations", read.instances, read.annotations.videos
+    (start_s, end_s), length_s = instances.segment_s.T, longest_s[instances.video]
+    units = check_units(instances.segment_s, length_s, "instances")
+    f.problems([units] if units else [])
+    over_s = end_s - length_s
     repeats = pd.DataFrame(np.c_[instances.video, instances.label, instances.segment_s]).duplicated().to_numpy()
     kinds = (
-        ("note", repeats, "repeating another, each counted", ""),
-        ("error", start_s < 0, "with a start below 0", " - times are seconds from the start of the video"),
-        ("note", end_s == start_s, "with no length, which no detection can match", ""),
-        ("note", over_s > EDGE_S, f"ending beyond the video, by up to {np.nanmax([0, *over_s]):.2f} s", ""),
-        ("note", np.isnan(over_s), "of unknown length, not checked against it", ""),
+        (repeats, "repeating another, each counted"),
+        (end_s == start_s, "with no length, which no detection can match"),
+        (over_s > EDGE_S, f"ending beyond the video, by up to {np.nanmax([0, *over_s]):.2f} s"),
+        (np.isnan(over_s), "of unknown length, not checked against it"),
     )
     worst_first = np.argsort(-over_s, kind="stable")
-    for level, bad, text, todo in kinds:
-        if bad.any():
-            videos = list(dict.fromkeys(annotations.videos[i] for i in instances.video[worst_first[bad[worst_first]]]))
-            instance = many(int(bad.sum()), "instance")
-            f.add(level, f"{instance} in {many(len(videos), 'video')} {text}: {some(videos)}{todo}")
-    if len(end_s) and not any(bad.any() for _, bad, _, _ in kinds[1:]):
+    for bad, text in kinds:
+        names = list(dict.fromkeys(videos[i] for i in instances.video[worst_first[bad[worst_first]]]))
+        f.names("note", names, "video", f"with {many(int(bad.sum()), 'instance')} {text}")
+    if len(end_s) and not any(bad.any() for bad, _ in kinds[1:]):
         f.add("ok", "every instance lies inside its video")
+    if profile.round_ground_truth:
+        truth = instances.keep([videos[i] for i in read.annotations.of(profile.test_subset)])
+        for line in rounding_lines(evaluate_detections(truth, truth.keep([]), profile)):
+            f.add("note", f"protocol wtal: {line}")
 
 
 def check_proposals(f: Findings, role: str, videos: Sequence[str], path: Path, longest_s: Dict[str, float]) -> None:
@@ -265,19 +258,19 @@ def check_proposals(f: Findings, role: str, videos: Sequence[str], path: Path, l
     if loaded is None:
         return
     mine = {v: loaded.segments_s[v] for v in videos if v in loaded.segments_s}
-    if videos and not mine:
+    if not mine:
         what = f"{role}: {path} has none for {many(len(videos), 'video')}"
         f.add("error", f"{what} - is it this split's, with the annotations' names?")
         return
     level = "note" if loaded.problems else "ok"
     f.add(level, f"{role}: {path}, for {len(mine):,} of {many(len(videos), 'video')}")
-    number, twice = [len(p) for p in mine.values()] or [0], duplicates(list(mine.values()))
+    number, twice = [len(p) for p in mine.values()], duplicates(list(mine.values()))
     repeat = "repeats" if twice == 1 else "repeat"
     f.add("ok", f"{role}: {sum(number):,} ({spread(number)} a video), {twice:,} of them {repeat} another")
     effect = "not trained on" if role == "train" else "nothing is detected in them"
     f.names("note", [v for v in videos if v not in mine], f"{role} video", f"without a proposal, {effect}")
-    for line in loaded.notes:
-        f.add("note", f"{role}: {line}")
+    for note in loaded.notes:
+        f.add("note", note)
     f.names("note", [v for v in loaded.segments_s if v not in mine], "video", f"of another subset in {path}, ignored")
 
 
@@ -293,22 +286,24 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser.parse_args(argv)
     name, root = args.dataset_name, dataset_root(args.dataset_name, args.dataset_root)
     profile, f, problems = load_profile(name, root), Findings(), []
-    rate = profile.snippets_per_second
-    stated = f"{many(profile.feature_fps, 'frame')} a second, {many(profile.snippet_stride, 'frame')} a snippet"
-    print(f"{name} in {root}: {stated}, {1 / rate:.4g} s a snippet\n")
+    rate = "a rate of its own for each video"
+    if not profile.rescaled and not isinstance(profile.feature_fps, dict):
+        fps, stride = profile.feature_fps, profile.snippet_stride
+        rate = f"{many(fps, 'frame')} a second, {many(stride, 'frame')} a snippet, {stride / fps:.4g} s a snippet"
+    print(f"{name} in {root}: {rate}\n")
     read = check_annotations(f, name, root, profile)
     if read:
-        annotations, instances = read
+        annotations = read.annotations
         features = attempt(problems, open_features, name, root, profile, annotations, args.feature_size)
-        length = check_features(f, problems, features, annotations, profile)
+        by_t_s = check_features(f, problems, features, read, profile)
         stated = np.isfinite(annotations.duration_s) & (annotations.duration_s > 0)
-        by_t_s = [(length.get(v, np.nan) + 1) / rate for v in annotations.videos]  # a last, partial snippet has no row
-        longest_s = np.where(stated, annotations.duration_s, by_t_s)
-        check_instances(f, annotations, instances, longest_s)
+        longest_s = np.where(stated, annotations.duration_s, [by_t_s.get(v, np.nan) for v in annotations.videos])
+        check_instances(f, read, longest_s, profile)
         for role, subset in subsets(profile):
             videos, path = annotations.of(subset), proposals_file(name, profile, role, args.proposals_root)
             videos = [annotations.videos[i] for i in videos]
-            check_proposals(f, role, videos, path, dict(zip(annotations.videos, longest_s.tolist())))
+            if videos:
+                check_proposals(f, role, videos, path, dict(zip(annotations.videos, longest_s.tolist())))
     return f.close()
 
 

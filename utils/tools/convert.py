@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from options import Parser
-from utils.datasets.annotations import Annotations, read_ambiguous, read_annotations, write_annotations
+from utils.datasets.annotations import Annotations, Read, read_annotations, write_annotations
 from utils.datasets.features import Features
 from utils.datasets.simulate import new_folder
 from utils.errors import InputError, raise_first, run_command, some
@@ -89,14 +89,13 @@ def to_json(annotations: Annotations, instances: Segments) -> Dict[str, Any]:
     return document
 
 
-def convert_annotations(source: Path, target: Path, annotations: Annotations, instances: Segments) -> None:
-    """Write what was read from ``source`` as W-TALC's folder, or as JSON where ``target`` ends in .json."""
+def convert_annotations(read: Read, target: Path) -> None:
+    """Write annotations as W-TALC's folder, or as JSON where ``target`` ends in .json."""
     if target.suffix.lower() == ".json":
-        write_json(target, to_json(annotations, instances))
+        write_json(target, to_json(read.annotations, read.instances))
         return
-    beside = (source if source.is_dir() else source.parent) / "Ambiguous_test.txt"
     with new_folder(target) as folder:
-        write_annotations(folder, annotations, instances, read_ambiguous(beside, annotations.videos))
+        write_annotations(folder, read.annotations, read.instances, read.ambiguous_s)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -121,15 +120,14 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         parser.error("argument --from: one path, or the folders of RGB and of flow")
     if args.to.is_file():
         raise InputError("exists already", args.to, "remove it or choose another place")
-    annotated, instances, _, problems, _ = read_annotations(
-        args.annotations if args.kind == "features" else args.sources[0]
-    )
-    raise_first(problems)
+    read = read_annotations(args.annotations if args.kind == "features" else args.sources[0])
+    raise_first(read.problems)
+    videos, classes = read.annotations.videos, read.annotations.classes
     if args.kind == "features":
-        convert_features(args.sources, args.to, annotated.videos, args.feature_size)
+        convert_features(args.sources, args.to, videos, args.feature_size)
     else:
-        convert_annotations(args.sources[0], args.to, annotated, instances)
-    print(f"{args.to}: {args.kind} of {len(annotated.videos):,} videos, {len(annotated.classes)} classes")
+        convert_annotations(read, args.to)
+    print(f"{args.to}: {args.kind} of {len(videos):,} videos, {len(classes)} classes")
 
 
 if __name__ == "__main__":
