@@ -70,7 +70,10 @@ def processes(args: Options) -> Iterator[Group]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except ValueError as error:  # half of what torchrun sets
+        raise InputError(str(error), "WORLD_SIZE in the environment", "start with torchrun") from None
     try:
         yield Group(device, dist.get_rank(), size)
     except RuntimeError as error:

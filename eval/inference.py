@@ -182,9 +182,11 @@ def unlabelled_split(
 
 def info_of(data: Dataset, options: Mapping[str, object], epoch: int) -> Dict[str, object]:
     """What a checkpoint carries beside its weights: all that prediction needs, and what trained it."""
-    rate = {name: getattr(data.profile, name) for name in ("feature_fps", "snippet_stride")}
-    trained_with = {name: options[name] for name in TRAINED_WITH}
-    return {"classes": list(data.classes), **rate, "epoch": epoch, "options": trained_with}
+    profile, trained_with = data.profile, {name: options[name] for name in TRAINED_WITH}
+    one_rate = not profile.rescaled and not isinstance(profile.feature_fps, dict)
+    rate = {"feature_fps": profile.feature_fps if one_rate else None, "snippet_stride": profile.snippet_stride}
+    modalities = {"modalities": profile.modalities or 2}
+    return {"classes": list(data.classes), **rate, **modalities, "epoch": epoch, "options": trained_with}
 
 
 def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
@@ -195,9 +197,10 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
         return model, args, info
     try:
         trained = restore(args, {name: info["options"][name] for name in TRAINED_WITH}, tuple(TERMS))
-        rate = {name: float(info[name]) for name in ("feature_fps", "snippet_stride")}
+        said = {name: info[name] for name in ("feature_fps", "snippet_stride", "modalities")}
         classes = [str(name) for name in info["classes"]]
-        if not all(1e-3 <= x < 1e6 for x in rate.values()) or not len({*classes}) == len(classes) == model.num_class:
+        good = all(x is None or type(x) in (int, float) and 1e-3 <= x < 1e6 for x in said.values())
+        if not good or not len({*classes}) == len(classes) == model.num_class:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         todo = "save it again, or use its bare state_dict"
@@ -206,7 +209,7 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
     differ = [f"{name} {value}" for name, value in sorted(vars(trained).items()) if given[name] != value]
     if differ:
         log(f"trained with other options, which hold here: {', '.join(differ)}")
-    return model, trained, {**rate, "classes": classes}
+    return model, trained, {**said, "classes": classes}
 
 
 def test(args: Options, device: torch.device) -> int:
@@ -236,7 +239,7 @@ def predict(args: Options, device: torch.device) -> int:
     path = Path(args.pretrained_ckpt)
     model, args, info = load_trained(args)
     if info:
-        profile = Profile(feature_fps=info["feature_fps"], snippet_stride=info["snippet_stride"], modalities=2)
+        profile = Profile(**{name: info[name] for name in ("feature_fps", "snippet_stride", "modalities")})
     else:  # what a bare checkpoint does not say comes from the dataset it is for
         root = dataset_root(args.dataset_name, args.dataset_root)
         profile = load_profile(args.dataset_name, root)
@@ -244,6 +247,8 @@ def predict(args: Options, device: torch.device) -> int:
         info = {"classes": list(classes)}
     given = {name: getattr(args, name) for name in ("feature_fps", "snippet_stride") if getattr(args, name)}
     profile = replace(profile, **given)
+    if not isinstance(profile.feature_fps, (int, float)):
+        raise InputError("trained on videos with a rate each, which says nothing of these", path, "give --feature_fps")
     check_classes(path, model, info, info["classes"])
     with experiment(args.exp_dir, "predict", "predict") as folder:
         log(f"rate: {profile.feature_fps:g} frames a second, {profile.snippet_stride:g} frames a snippet")
