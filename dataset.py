@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -11,18 +12,19 @@ import torch
 from torch import Tensor
 
 from options import Options
-from proposals import load_proposals
 from utils.datasets.annotations import Annotations, read_annotations
 from utils.datasets.features import Features, open_features
 from utils.datasets.profile import PROFILES, Profile, annotations_path, dataset_root, load_profile, proposals_file
+from utils.datasets.proposals import load_proposals
+from utils.datasets.rates import check_rate
 from utils.datasets.rows import Rows, cached_rows, live_rows
 from utils.datasets.simulate import make_demo
-from utils.errors import InputError, raise_first
-from utils.files import file_hash, load_json, locked, write_json
+from utils.errors import InputError, raise_first, some
+from utils.files import file_hash, load_array, locked, save_array
 from utils.packed import Batch, Packing, pack
-from utils.run.report import log, some
+from utils.run.report import log
 from utils.seeds import stream
-from utils.segments import Segments, to_snippets
+from utils.segments import Segments, check_units, to_snippets
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def open_source(
     folder = dataset_root(name, root)
     profile = load_profile(name, folder)
     path = annotations_path(name, folder, profile)
-    annotations, instances, ambiguous_s, problems, notes = read_annotations(path)
+    annotations, instances, ambiguous_s, problems, notes = read_annotations(path, profile)
     raise_first(problems)
     for line in notes:
         log(line)
@@ -149,12 +151,19 @@ def _split(source: Source, split: str, args: Options) -> Split:
     signature = features.signature(videos)
     cache_dir = None if args.no_cache else Path(args.cache_dir)
     num_snippets = _lengths(source, split, videos, signature, cache_dir)
-    rate = np.full(len(videos), profile.snippets_per_second)
     duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
-    length_s = np.asarray([duration_s[v] for v in videos])
-    length_s = np.where(
-        np.isfinite(length_s), length_s, (num_snippets + 1) / rate
-    )  # a last, partial snippet has no row
+    stated_s = np.asarray([duration_s[v] for v in videos])
+    fit = check_rate(videos, num_snippets, stated_s, profile)
+    if fit and fit.problem and not args.ignore_rate:
+        problem = fit.problem
+        raise InputError(problem.what, problem.where, f"{problem.todo}; --ignore_rate goes on")
+    if fit and fit.off:
+        text = f"{len(fit.off)} of {len(videos)} {split} videos have features of another length than their duration"
+        log(f"{text}: {some(fit.off, 3)}; python -m utils.tools.check says more")
+    rate = profile.rates(videos, num_snippets, stated_s)
+    length_s = np.where(np.isfinite(stated_s), stated_s, (num_snippets + 1) / rate)  # a partial snippet has no row
+    mine = source.instances.keep(videos)
+    raise_first([check_units(mine.segment_s, length_s[mine.video], f"{split} instances", source.name)])
     path = proposals_file(source.name, profile, split, args.proposals_root)
     found = load_proposals(path, {**duration_s, **dict(zip(videos, length_s))}, args.fix_proposals)
     raise_first(found.problems)
@@ -173,6 +182,8 @@ def _split(source: Source, split: str, args: Options) -> Split:
         name, dtype = f"{source.name}-{split}", args.cache_dtype
         rows = cached_rows(cache_dir, name, videos, proposals, features.load, signature, args.roi_size, dtype)
     features.release()
+    for line in features.notes:
+        log(line)
     hashes = {"features": signature, "proposals": file_hash(path)}
     return Split(videos, labels, proposals, num_snippets, length_s, rate, rows, hashes)
 
@@ -181,12 +192,15 @@ def _lengths(
     source: Source, split: str, videos: Sequence[str], signature: str, cache_dir: Optional[Path]
 ) -> np.ndarray:
     """T of each video, int64 [V], remembered beside the cache: features that cannot be looked into are read for it."""
-    path = cache_dir and cache_dir / f"{source.name}-{split}-{signature}.json"
+    path = cache_dir and cache_dir / f"{source.name}-{split}-{signature}.npy"
     if path and path.exists():
-        return np.asarray(load_json(path), dtype=np.int64)
-    found = np.asarray([int(source.features.longest_s(v, 1.0)) - 1 for v in videos], dtype=np.int64)
+        with suppress(InputError):  # damaged: read again
+            found = load_array(path)
+            if found.shape == (len(videos),) and found.dtype == np.int64:
+                return found
+    found = np.asarray([source.features.length(v) for v in videos], dtype=np.int64)
     if path:
-        write_json(path, found)
+        save_array(path, found)
     return found
 
 

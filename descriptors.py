@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -50,24 +51,25 @@ def load_or_make(
     labels: np.ndarray,
     classes: Sequence[str],
     level: str = "video",
-    widths: Optional[Tuple[int, int]] = None,
-) -> Tuple[np.ndarray, np.ndarray]:
+    modalities: int = 2,
+) -> List[np.ndarray]:
     """Descriptors, float32 [C, D] of appearance and of motion, from the files in ``folder``; made where missing.
 
     Files of ours are made again when features, labels or classes change; files from elsewhere are used as they are.
-    widths: of RGB and flow (None: half of the features each). Arguments else as in ``descriptors``. Raises InputError
-    for files of another shape.
+    Of one modality there is the first file alone. Arguments else as in ``descriptors``. Raises InputError for files of
+    another shape.
     """
-    widths = widths or (video_mean.shape[1] // 2, video_mean.shape[1] - video_mean.shape[1] // 2)
+    width = video_mean.shape[1] // modalities
     source = content_hash(video_mean, num_snippets, labels, "\0".join(classes), level)
-    paths = files_of(folder, level)
+    paths = files_of(folder, level)[:modalities]
     try:
         with locked(paths[0].with_name(".lock")):
             note = load_json(paths[0].with_name(NOTE)) if paths[0].with_name(NOTE).is_file() else {}
+            note = note if isinstance(note, dict) else {}
             ours = [p for p in paths if p.is_file() and note.get(p.name) == content_hash(load_array(p))]
             stale = [p for p in paths if not p.is_file() or (p in ours and note.get("source") != source)]
             if stale:
-                made = np.split(descriptors(video_mean, num_snippets, labels, classes, level), [widths[0]], axis=1)
+                made = np.split(descriptors(video_mean, num_snippets, labels, classes, level), modalities, axis=1)
                 note.update({p.name: content_hash(values) for p, values in zip(paths, made) if p in stale})
                 for path in stale:
                     path.unlink(missing_ok=True)  # an old file of ours must not outlive the note that says so
@@ -75,16 +77,17 @@ def load_or_make(
                 for path, values in zip(paths, made):
                     if path in stale:
                         save_array(path, values)
-    except PermissionError:  # a folder that can be read alone
-        pass
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # a folder that can only be read will do
+            raise
     found = []
-    for path, width in zip(paths, widths):
+    for path in paths:
         values, shape = load_array(path), (len(classes), width)
         if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
             what = f"{values.dtype} {values.shape} with these features is no finite float {shape}"
             raise InputError(what, path, "delete the file: it is then made from the training videos")
         found.append(values.astype(np.float32))
-    return found[0], found[1]
+    return found
 
 
 def files_of(folder: Path, level: str) -> List[Path]:
@@ -120,7 +123,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     for path in files_of(folder, args.level):
         path.unlink(missing_ok=True)
     classes = source.annotations.classes
-    made = load_or_make(folder, np.stack(means), np.asarray(lengths), labels, classes, args.level)
+    made = load_or_make(
+        folder, np.stack(means), np.asarray(lengths), labels, classes, args.level, source.profile.modalities or 2
+    )
     for path, values in zip(files_of(folder, args.level), made):
         print(f"{path}: float32 {list(values.shape)} from {len(videos)} training videos, {args.level} level")
 

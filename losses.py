@@ -28,7 +28,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def smooth_l1(x: Tensor) -> Tensor:
     """x^2 / 2 where |x| < 1, else |x| - 1/2 (Girshick, 2015)."""
-    return F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none")
+    return F.smooth_l1_loss(x, x.new_zeros(()).expand_as(x), reduction="none")
 
 
 def mil_loss(scores: Tensor, labels: Tensor, packing: Packing, k: int = 8) -> Tensor:
@@ -46,23 +46,21 @@ def mil_loss(scores: Tensor, labels: Tensor, packing: Packing, k: int = 8) -> Te
     return -(target * video_score.log_softmax(1)).sum(1).mean()
 
 
-def pseudo_labels(means: Tensor, appearance: Tensor, motion: Tensor) -> Tuple[Tensor, Tensor]:
+def pseudo_labels(means: Tensor, *descriptors: Tensor) -> Tuple[Tensor, Tensor]:
     """Eq. (5)-(7): the class of each video by its similarity to the descriptors, and how sure that is.
 
-    means [B, 2D] temporal mean of the features, RGB first; appearance, motion [C, D] descriptors -> pseudo_label int64
-    [B], the class of the mean of both scores, and confidence int64 [B]: HIGH where both modalities name the same
-    class, MODERATE where the mean agrees with one of them, NONE otherwise.
+    means [B, 2D] temporal mean of the features, RGB first; descriptors [C, D] of appearance and of motion (or of one
+    modality) -> pseudo_label int64 [B], the class of the mean of the modalities' scores, and confidence int64 [B]: HIGH
+    where all modalities name the same class, MODERATE where the mean agrees with one of them, 0 otherwise.
     """
-    expect(appearance=(appearance, "C D"), motion=(motion, "C E"))
-    expect(means=(means, "B 2D"), descriptors=(torch.cat([appearance, motion], 1), "C 2D"))
-    parts = means.double().split([appearance.shape[1], motion.shape[1]], 1)
-    s_ap, s_mo = (
-        F.linear(F.normalize(f, dim=1), F.normalize(d.double(), dim=1)).softmax(1)
-        for f, d in zip(parts, (appearance, motion))
+    expect(means=(means, "B 2D"), descriptors=(torch.cat(descriptors, 1), "C 2D"))
+    parts = means.double().split([d.shape[1] for d in descriptors], 1)
+    scores = torch.stack(
+        [F.linear(F.normalize(f, dim=1), F.normalize(d.double(), dim=1)).softmax(1) for f, d in zip(parts, descriptors)]
     )
-    by_ap, by_mo, label = s_ap.argmax(1), s_mo.argmax(1), (s_ap + s_mo).argmax(1)
-    either = (label == by_ap) | (label == by_mo)
-    return label, torch.where(by_ap == by_mo, torch.full_like(label, HIGH), either.long() * MODERATE)
+    label, named = scores.sum(0).argmax(1), scores.argmax(2)
+    same, either = (named == named[0]).all(0), (named == label).any(0)
+    return label, torch.where(same, torch.full_like(label, HIGH), either.long() * MODERATE)
 
 
 def video_probability(s_base: Tensor, attention: Tensor, packing: Packing, attend: bool = True) -> Tensor:
@@ -228,7 +226,7 @@ class Step(NamedTuple):
     def rows(self, name: str) -> Tensor:
         """An output of the proposals and, behind them, of the padding of each video."""
         own, draws = self.outputs[name], self.padding[name]
-        return torch.cat([own, *[draws] * self.batch.packing.videos]) if len(draws) else own
+        return torch.cat([own, draws.repeat(self.batch.packing.videos, *[1] * (own.ndim - 1))]) if len(draws) else own
 
     def padded(self) -> Tuple[Tensor, Tensor]:
         """Video int64 and weight of each of these rows: a video's K rows weigh together as many as pad it."""
@@ -248,8 +246,7 @@ def _mil_supp(x: Step) -> Tensor:
 
 
 def _sme(x: Step) -> Tensor:
-    attend = x.recipe.sme_attention
-    p = video_probability(x.outputs["s_base"], x.outputs["attention"], x.batch.packing, attend)
+    p = video_probability(x.outputs["s_base"], x.outputs["attention"], x.batch.packing, x.recipe.sme_attention)
     moderate = x.numbers["moderate"] if x.recipe.sme_labels == "high+moderate" else 0.0
     return sme_loss(p, x.batch.pseudo_label, x.batch.confidence, moderate)
 
@@ -334,6 +331,7 @@ def seal_terms(
     if not set(names) <= set(TERMS):
         raise ValueError(f"unknown losses {sorted(set(names) - set(TERMS))}")
     outputs = {name: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for name, x in outputs.items()}
+    expect(**{name: (x[:, 0] if x.ndim == 2 else x, "rows") for name, x in outputs.items()})
     n = len(batch.packing.video)
     padding, outputs = {k: x[n:] for k, x in outputs.items()}, {k: x[:n] for k, x in outputs.items()}
     s_base, attention = outputs["s_base"], outputs["attention"]
@@ -343,8 +341,8 @@ def seal_terms(
     for term in (*CLASSIFICATION, *(TERMS[name] for name in names)):
         numbers = term.schedule(recipe, epoch, max_epoch)
         weight = next(iter(numbers.values()))
+        drawn = {k: x if term.pads(recipe) else x[:0] for k, x in padding.items()}  # for the terms that ask alone
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
-            value = term.value(Step(outputs, s_supp, padding, batch, labels, recipe, numbers))
-        terms[term.name] = value
+            value = terms[term.name] = term.value(Step(outputs, s_supp, drawn, batch, labels, recipe, numbers))
         total = total + weight * value if weight != 0 else total
     return {"loss_total": total, **terms}

@@ -135,9 +135,9 @@ class Run:
             raise InputError(f"batches of fewer videos than the {group.size} processes", None, "start fewer processes")
         root = Path(args.descriptors_root or Path("descriptors") / args.dataset_name)
         known = (train.rows.video_mean, train.num_snippets, train.labels, self.data.classes, args.descriptor_level)
-        pair = load_or_make(root, *known)
-        pair = map(torch.from_numpy, (train.rows.video_mean, *pair))
-        self.pseudo = tuple(x.numpy() for x in pseudo_labels(*pair))
+        found = load_or_make(root, *known, self.data.profile.modalities or 2)
+        found = map(torch.from_numpy, (train.rows.video_mean, *found))
+        self.pseudo = tuple(x.numpy() for x in pseudo_labels(*found))
         for split in (train, test) if test else (train,):
             split.rows.to(group.device)
         size = (train.rows.width // 3, len(self.data.classes))

@@ -122,7 +122,8 @@ def load_model(path: Path) -> Tuple[SEAL, Dict[str, Any]]:
         raise InputError("not a state_dict", path, todo)
     weights = {k: v.squeeze(-1) if v.ndim == 3 and v.shape[-1] == 1 else v for k, v in state.items()}
     fusion, classifier = (weights.get(f"{PREFIX}{layer}.weight") for layer in ("prop_fusion.0", "prop_classifier.2"))
-    if fusion is None or classifier is None or fusion.shape != (len(fusion), 3 * len(fusion)) or len(classifier) < 2:
+    known = fusion is not None and classifier is not None and fusion.ndim == classifier.ndim == 2
+    if not known or min(fusion.shape[0], classifier.shape[0]) < 2 or fusion.shape[1] != 3 * fusion.shape[0]:
         raise InputError("no fusion layer or no classifier of this network", path, todo)
     model = SEAL(len(fusion), len(classifier) - 1)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}

@@ -90,7 +90,10 @@ OPTIONS = {
         Option("run_type", ("train", "test", "predict"), "train", "what to run"),
         Option("pretrained_ckpt", str, None, "checkpoint to test or predict with; ours or the authors'", "", "FILE"),
         Option("features", str, None, "predict: folder of per-video features, or RGB and flow", "", "DIR", "+"),
-        Option("proposals", str, None, "predict: proposals of these videos, seconds", "", "FILE"),
+        Option("proposals", str, None, "predict: proposals of these videos, seconds; or windows: windows of 2, 4, 8 … "
+               "snippets, each half a window after the one before", "", "FILE"),
+        Option("feature_fps", POSITIVE, None, "predict: frames a second (default: the checkpoint's)"),
+        Option("snippet_stride", POSITIVE, None, "predict: frames a snippet (default: the checkpoint's)"),
         Option("exp_dir", str, None, "folder of the run (default: output/NAME-RUN_TYPE, next free number)", "", "DIR"),
         Option("resume", None, False, "continue from EXP_DIR/ckpt/last_state.pt, to the same bits"),
         Option("device", ("auto", "cuda", "cpu"), "auto", "where to compute", "CUDA if there is one"),
@@ -109,6 +112,7 @@ OPTIONS = {
         Option("feature_size", COUNT, None, "width of RGB and flow together (default: from the features; I3D: 2048)",
                "", "2D"),
         Option("fix_proposals", None, False, "clip or drop bad proposals, with counts, instead of an error"),
+        Option("ignore_rate", None, False, "go on where most features do not fit the rate that the profile states"),
         Option("cache_dir", str, "cache", "folder of the cached SCFE inputs", "THUMOS14 takes 1 GB", "DIR"),
         Option("cache_dtype", ("float32", "float16"), "float32", "type of the cached SCFE inputs",
                "the same bits as without a cache; float16 halves it"),
@@ -230,8 +234,8 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
     for name in needs.get(args.run_type, ()):
         if not getattr(args, name):
             p.error(f"--run_type {args.run_type} needs --{name}")
-    belongs = {"seeds": ("train",), "resume": ("train",), "features": ("predict",), "proposals": ("predict",)}
-    belongs["pretrained_ckpt"] = ("test", "predict")
+    belongs = {"seeds": ("train",), "resume": ("train",), "pretrained_ckpt": ("test", "predict")}
+    belongs.update({name: ("predict",) for name in ("features", "proposals", "feature_fps", "snippet_stride")})
     for name, run_types in belongs.items():
         if getattr(args, name) and args.run_type not in run_types:
             todo = "; a run continues with --resume" * (name == "pretrained_ckpt")
@@ -258,7 +262,7 @@ def restore(args: Options, values: Mapping[str, Any], terms: Sequence[str]) -> O
         text = (",".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
         try:
             found[name] = _read(kinds[name], text)
-        except (argparse.ArgumentTypeError, ValueError) as error:
+        except (argparse.ArgumentTypeError, KeyError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from None
     return args.replace(**found)
 

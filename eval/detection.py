@@ -17,10 +17,10 @@ from eval.average_precision import Columns, average_precision
 from options import Parser
 from utils.datasets.annotations import Annotations, read_annotations
 from utils.datasets.profile import PROFILES, THUMOS_TIOU, Profile, annotations_path, dataset_root, load_profile
-from utils.errors import InputError, raise_first, run_command
+from utils.errors import InputError, raise_first, run_command, some
 from utils.files import load_json, write_json
-from utils.run.report import aligned, rounding_lines, some
-from utils.segments import Segments, to_snippets
+from utils.run.report import aligned, rounding_lines
+from utils.segments import Segments, check_units, spelled, to_snippets
 
 PROTOCOLS = {
     "wtal": "snippets, instances rounded to whole ones where the profile says so, as P-MIL, CO2-Net and SEAL",
@@ -44,21 +44,27 @@ def evaluate_detections(
     ``wtal`` compares in snippets, instances rounded to whole ones, where the profile's ``round_ground_truth`` is true;
     elsewhere it is the same as ``exact``. Detections in videos and of classes that the truth does not have are ignored.
     Returns {"protocol", "videos": how many, "tiou", "mAP", "AP": {class: [fraction per threshold]}, "average"} and,
-    where instances are rounded, "rounding": {"instances", "emptied": how many rounding leaves without length,
-    "perfect": the averages of a detector that finds each instance exactly}. A class without instances has no AP and no
-    part in the mean, and without any, mAP and averages are None. Raises ValueError for an unknown protocol.
+    where instances are rounded, "rounding" as from ``rounding``. A class without instances has no AP and no part in the
+    mean, and without any, mAP and averages are None. Raises ValueError for an unknown protocol.
     """
     truth = in_protocol(truth, protocol)
     metrics = {"protocol": protocol, "videos": len(truth.videos), **_score(truth, found, profile, protocol)}
     if protocol == "wtal" and profile.round_ground_truth:
-        instances, _, _ = comparable(truth, truth, profile, protocol)
-        perfect = replace(truth, score=np.ones(len(truth.video)))
-        metrics["rounding"] = {
-            "instances": len(truth.video),
-            "emptied": int((instances.segment[:, 1] <= instances.segment[:, 0]).sum()),
-            "perfect": _score(truth, perfect, profile, protocol)["average"],
-        }
+        metrics["rounding"] = rounding(truth, profile)
     return metrics
+
+
+def rounding(truth: Segments, profile: Profile) -> Dict[str, object]:
+    """What rounding to whole snippets costs.
+
+    {"instances": how many, "emptied": how many of them lose their length, "perfect": {span: average mAP of a detector
+    that finds each instance exactly}}. For profiles with one rate.
+    """
+    rounded = comparable(truth, truth, profile, "wtal").truth.segment
+    emptied = (rounded[:, 0] == rounded[:, 1]) & (truth.segment_s[:, 0] < truth.segment_s[:, 1])
+    perfect = replace(truth, score=np.ones(len(truth.video)))
+    average = _score(truth, perfect, profile, "wtal")["average"]
+    return {"instances": len(truth.video), "emptied": int(emptied.sum()), "perfect": average}
 
 
 def in_protocol(truth: Segments, protocol: str) -> Segments:
@@ -84,8 +90,8 @@ def comparable(truth: Segments, found: Segments, profile: Profile, protocol: str
     score = np.ones(len(known)) if found.score is None else found.score
     instances, segment = truth.segment_s, found.segment_s[known]
     if protocol == "wtal" and profile.round_ground_truth:
-        rate = profile.snippets_per_second
-        instances, segment = np.round(instances * rate), to_snippets(segment, rate)
+        rate = profile.rates(truth.videos, np.zeros(len(truth.videos)), np.full(len(truth.videos), np.nan))[:, None]
+        instances, segment = np.round(instances * rate[truth.video]), to_snippets(segment, rate[video[known]])
     detections = Columns(video[known], segment, label[known])
     return Comparable(Columns(truth.video, instances, truth.label), detections, score[known])
 
@@ -129,8 +135,8 @@ def detection_table(metrics: Dict, per_class: bool = False) -> str:
     for name, values in sorted(metrics["AP"].items()) if per_class else ():
         averages = [float(np.mean(np.asarray(values)[within(metrics["tiou"], span)])) for span in spans]
         rows.append(cells(name, values + averages))
-    lines = [f"protocol {metrics['protocol']}: {PROTOCOLS[metrics['protocol']]}; {metrics['videos']} videos"]
-    return "\n".join(lines + rounding_lines(metrics) + aligned(rows))
+    head = f"protocol {metrics['protocol']}: {PROTOCOLS[metrics['protocol']]}; {metrics['videos']} videos"
+    return "\n".join([head, *rounding_lines(metrics), *aligned(rows)])
 
 
 def add_data_options(parser: Parser) -> None:
@@ -146,6 +152,24 @@ def add_data_options(parser: Parser) -> None:
     )
 
 
+def read_truth(name: str, root: Path, profile: Profile, subset: str) -> Tuple[Annotations, Segments]:
+    """The annotations, and the instances of one subset without the profile's excluded videos; prints notes.
+
+    Raises InputError for what is wrong with the annotations, and for times that cannot be seconds.
+    """
+    path = annotations_path(name, root, profile)
+    annotations, instances, _, problems, notes = read_annotations(path, profile)
+    raise_first(problems)
+    videos = [annotations.videos[i] for i in annotations.of(subset)]
+    if not videos:
+        subsets = ", ".join(sorted(set(annotations.subset)))
+        raise InputError(f"no video in subset {subset!r}", path, f"subsets are {subsets}")
+    truth = instances.keep([v for v in videos if v not in profile.excluded_videos])
+    _check_units(truth, annotations, "instances", path)
+    print(*notes, sep="\n", end="\n" if notes else "")
+    return annotations, truth
+
+
 def read_data(args: Namespace) -> Tuple[Profile, Annotations, Segments, Segments]:
     """Profile, annotations, instances of the subset and detections; prints what is not scored. Raises InputError."""
     root = dataset_root(args.dataset_name, args.dataset_root)
@@ -153,6 +177,7 @@ def read_data(args: Namespace) -> Tuple[Profile, Annotations, Segments, Segments
     annotations, truth = read_truth(args.dataset_name, root, profile, args.subset or profile.test_subset)
     document = load_json(args.detections, todo="give the JSON file of detections")
     found, unknown = Segments.from_json(document, truth.classes, args.detections)
+    found = replace(found, videos=tuple(spelled(found.videos, set(annotations.videos), args.detections).values()))
     notes = []
     if unknown:
         text = f"{sum(unknown.values()):,} detections have labels outside the class list and are not scored"
@@ -165,6 +190,7 @@ def read_data(args: Namespace) -> Tuple[Profile, Annotations, Segments, Segments
     if strangers.all() and not args.allow_empty:  # also where there is none
         todo = "check dataset, subset and names, or add --allow_empty"
         raise InputError("; ".join(["no detection to score", *notes]), args.detections, todo)
+    _check_units(found, annotations, "detections", args.detections)
     silent = len(truth.videos) - len(set(truth.videos) & {found.videos[v] for v in np.unique(found.video)})
     if silent:
         notes.append(f"{silent} of {len(truth.videos)} videos have no detections")
@@ -172,17 +198,10 @@ def read_data(args: Namespace) -> Tuple[Profile, Annotations, Segments, Segments
     return profile, annotations, truth, found
 
 
-def read_truth(name: str, root: Path, profile: Profile, subset: str) -> Tuple[Annotations, Segments]:
-    """The annotations, and the instances of one subset without the profile's excluded videos. Raises InputError."""
-    path = annotations_path(name, root, profile)
-    annotations, instances, problems = read_annotations(path)
-    raise_first(problems)
-    videos = [annotations.videos[i] for i in annotations.of(subset)]
-    if not videos:
-        raise InputError(
-            f"no video in subset {subset!r}", path, f"subsets are {', '.join(sorted(set(annotations.subset)))}"
-        )
-    return annotations, instances.keep([v for v in videos if v not in profile.excluded_videos])
+def _check_units(segments: Segments, annotations: Annotations, what: str, where: object) -> None:
+    duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
+    length_s = np.asarray([duration_s.get(video, np.nan) for video in segments.videos])
+    raise_first([check_units(segments.segment_s, length_s[segments.video], what, where)])
 
 
 def _parser() -> Parser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -15,17 +16,18 @@ from eval.postprocess import Candidates, candidates, detect, predicted_classes
 from losses import TERMS, untrained
 from model import SEAL, check_classes, load_model
 from options import NUMBERS, Options, restore
-from proposals import load_proposals, read_results
 from utils.datasets.annotations import read_annotations
 from utils.datasets.features import Features
-from utils.datasets.profile import annotations_path, dataset_root, load_profile
+from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile
+from utils.datasets.proposals import load_proposals, read_results, windows
+from utils.datasets.rates import fitting
 from utils.datasets.rows import live_rows
-from utils.errors import InputError, raise_first
+from utils.errors import InputError, raise_first, some
 from utils.files import file_hash, write_json
 from utils.run.experiment import experiment, plain, record
 from utils.run.plots import figure_to_array, timeline
-from utils.run.report import log, some, table
-from utils.segments import Segments, to_snippets
+from utils.run.report import log, table
+from utils.segments import Segments, spelled, to_snippets
 
 # options that a checkpoint carries, for whoever asks what trained it
 TRAINED_WITH = ("recipe", "losses", "descriptor_level", "roi_size", "max_epoch", "batch_size", "lr", "weight_decay",
@@ -118,35 +120,61 @@ def pictures(data: Dataset, detections: Segments, number: int) -> Iterator[Tuple
 
 
 def unlabelled_split(
-    features: Sequence[Path], proposals: Path, feature_size: int, rate: float, roi_size: int, fix: bool = False
+    features: Sequence[Path], proposals: str, feature_size: int, profile: Profile, roi_size: int, fix: bool = False
 ) -> Split:
-    """The videos of a proposals file that have features, as a split without labels; nothing is cached.
+    """Videos that have features and proposals, as a split without labels; nothing is cached.
 
-    features: folder of per-video files, or one of RGB and one of flow. proposals: JSON in seconds. rate: snippets per
-    second of the features. Raises InputError naming file and video.
+    features: folder of per-video files, or one of RGB and one of flow. proposals: JSON in seconds, or "windows":
+    multi-scale windows of every video. profile: says the rate of the features. Raises InputError naming file and video.
     """
     for folder in features:
         if not folder.is_dir():
             raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
-    results = read_results(proposals)
-    if not results:
-        raise InputError("no proposals", proposals, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    source = Features(features, tuple(results), feature_size)
-    num_snippets = {v: int(source.longest_s(v, 1.0)) - 1 for v in source.videos}
-    found = load_proposals(proposals, {v: (n + 1) / rate for v, n in num_snippets.items()}, fix, results)
-    raise_first(found.problems)
-    videos = tuple(v for v in source.videos if v in found.segments_s)
-    if not videos:
-        raise InputError("no proposals of videos with features", proposals, f"features are in {source.sources[0]}")
-    left_out = [v for v in results if v not in videos]
-    if left_out:
-        log(f"{len(left_out)} of {len(results)} videos of {proposals} lack features or proposals: {some(left_out)}")
-    segments = [to_snippets(found.segments_s[v], rate) for v in videos]
-    snippets = np.asarray([num_snippets[v] for v in videos])
+    path, made = Path(proposals), proposals == "windows"
+    names = sorted({p.stem for p in features[0].rglob("*.*")}) if made else list(read_results(path))
+    if not names:
+        raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
+    source = Features(features, names, feature_size, profile.modalities)
+    try:
+        source.length(source.videos[0])
+    except InputError as error:
+        what = f"the checkpoint is for features of width {feature_size}: {error.what}"
+        raise InputError(what, error.where, "use the features it was trained on") from None
+    snippets = np.asarray([source.length(v) for v in source.videos])
+    rate = profile.rates(source.videos, snippets, np.full(len(snippets), np.nan))
+    length_s = dict(zip(source.videos, (snippets + 1) / rate))
+    if made:
+        segments_s = {v: windows(n) / r for v, n, r in zip(source.videos, snippets, rate)}
+    else:
+        found = load_proposals(path, length_s, fix)
+        if found.beyond > 1.1:
+            todo = fitting(profile, found.beyond * float(np.median((snippets + 1) / snippets)))
+            for field in ("feature_fps", "snippet_stride"):
+                todo = todo.replace(f'"{field}":', f"--{field}")
+            raise InputError("proposals end far beyond the features", path, todo.replace(" in dataset.json", ""))
+        raise_first(found.problems)
+        for line in found.notes[1 if len(source.videos) < len(names) else 0 :]:  # the first is said below
+            log(line)
+        segments_s = found.segments_s
+    keep = [i for i, v in enumerate(source.videos) if v in segments_s]
+    featured = set(spelled(names, set(source.videos)).values()) & set(source.videos)
+    left_out = {
+        "have no features": [v for v in names if v not in featured],
+        "have no proposals": [v for v in source.videos if v not in segments_s] + list(source.unused()),
+    }
+    for reason, left in left_out.items():
+        if left:
+            log(f"{len(left)} videos {reason} and are left out: {some(left)}")
+    if not keep:
+        raise InputError("no proposals of videos with features", path, f"features are in {features[0]}")
+    videos, snippets, rate = tuple(source.videos[i] for i in keep), snippets[keep], rate[keep]
+    segments = [to_snippets(segments_s[v], r) for v, r in zip(videos, rate)]
     rows = live_rows(videos, segments, source.load, roi_size)
-    hashes = {"features": source.signature(videos), "proposals": file_hash(proposals)}
-    labels, rates = np.zeros((len(videos), 0), np.float32), np.full(len(videos), rate)
-    return Split(videos, labels, segments, snippets, snippets / rate, rates, rows, hashes)
+    for line in source.notes:
+        log(line)
+    hashes = {"features": source.signature(videos), "proposals": "windows" if made else file_hash(path)}
+    labels = np.zeros((len(videos), 0), np.float32)
+    return Split(videos, labels, segments, snippets, snippets / rate, rate, rows, hashes)
 
 
 # ---- the commands test and predict
@@ -162,7 +190,7 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
         trained = restore(args, {name: info["options"][name] for name in TRAINED_WITH}, tuple(TERMS))
         rate = {name: float(info[name]) for name in ("feature_fps", "snippet_stride")}
         classes = [str(name) for name in info["classes"]]
-        if not all(1e-3 <= x < 1e6 for x in rate.values()) or len({*classes}) != len(classes) != model.num_class:
+        if not all(1e-3 <= x < 1e6 for x in rate.values()) or not len({*classes}) == len(classes) == model.num_class:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         todo = "save it again, or use its bare state_dict"
@@ -200,16 +228,21 @@ def predict(args: Options, device: torch.device) -> int:
     """Write detections for videos without annotations. Returns the exit status."""
     path = Path(args.pretrained_ckpt)
     model, args, info = load_trained(args)
-    if not info:  # what a bare checkpoint does not say comes from the dataset it is for
+    if info:
+        profile = Profile(feature_fps=info["feature_fps"], snippet_stride=info["snippet_stride"], modalities=2)
+    else:  # what a bare checkpoint does not say comes from the dataset it is for
         root = dataset_root(args.dataset_name, args.dataset_root)
         profile = load_profile(args.dataset_name, root)
-        classes = read_annotations(annotations_path(args.dataset_name, root, profile))[0].classes
-        info = {"classes": classes, "feature_fps": profile.feature_fps, "snippet_stride": profile.snippet_stride}
+        classes = read_annotations(annotations_path(args.dataset_name, root, profile)).annotations.classes
+        info = {"classes": classes}
+    given = {name: getattr(args, name) for name in ("feature_fps", "snippet_stride") if getattr(args, name)}
+    profile = replace(profile, **given)
     check_classes(path, model, info, info["classes"])
     with experiment(args.exp_dir, "predict", "predict") as folder:
-        folders, proposals = [Path(f) for f in args.features], Path(args.proposals)
-        rate = info["feature_fps"] / info["snippet_stride"]
-        split = unlabelled_split(folders, proposals, model.feature_size, rate, args.roi_size, args.fix_proposals)
+        log(f"rate: {profile.feature_fps:g} frames a second, {profile.snippet_stride:g} frames a snippet")
+        folders = [Path(f) for f in args.features]
+        size = (model.feature_size, profile, args.roi_size, args.fix_proposals)
+        split = unlabelled_split(folders, args.proposals, *size)
         without = untrained(args.losses, args.numbers)
         found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, without)
         record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})

@@ -266,11 +266,10 @@ def test_what_rounding_costs_is_counted_and_shown(truth):
     segment_s = np.concatenate([truth.segment_s[:36], np.full((4, 1), 64.0) + [0.01, 0.2]])
     short = replace(truth, segment_s=segment_s)
     metrics = evaluate_detections(short, perfect(short), THUMOS, "wtal")
-    cost = metrics["rounding"]
-    assert (cost["instances"], cost["emptied"]) == (40, 4)
-    assert metrics["average"] == cost["perfect"] and metrics["average"]["0.1:0.7"] == pytest.approx(0.9)
-    shown = detection_table(metrics).splitlines()[1]
-    assert shown == "rounding empties 4 of 40 instances; a perfect detector scores 90.00 (avg 0.1:0.7)"
+    cost, line = metrics["rounding"], detection_table(metrics).splitlines()[1]
+    assert (cost["instances"], cost["emptied"], cost["perfect"]) == (40, 4, metrics["average"])
+    assert metrics["average"]["0.1:0.7"] == pytest.approx(0.9)
+    assert line == "rounding empties 4 of 40 instances; a perfect detector would score 90.00 (avg 0.1:0.7)"
     for other in (
         evaluate_detections(short, perfect(short), THUMOS, "exact"),
         evaluate_detections(short, perfect(short), PROFILES["ActivityNet1.3"], "wtal"),
@@ -368,6 +367,24 @@ def test_nothing_to_score_is_an_error_unless_allowed(command, capsys, kind):
         main(arguments)
     assert main([*arguments, "--allow_empty"]) == 0
     assert "mAP (%)  0.00" in capsys.readouterr().out.replace("   0.00", "  0.00")
+
+
+@pytest.mark.parametrize("times", ["frames", "fractions"])
+def test_detections_that_cannot_be_seconds_stop_with_the_likely_cause(command, times):
+    document, file, arguments = command
+    for entry in (entry for found in document["results"].values() for entry in found):
+        entry["segment"] = [x * 25 if times == "frames" else x / 30 for x in entry["segment"]]
+    file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=rf"6 detections .*found\.json.* are these {times}"):
+        main(arguments)
+
+
+def test_a_name_with_and_without_v_is_one_video(command, capsys):
+    document, file, arguments = command
+    document["results"] = {f"v_{video}": found for video, found in document["results"].items()}
+    file.write_text(json.dumps(document))
+    assert main(arguments) == 0
+    assert "100.00" in capsys.readouterr().out
 
 
 def test_bad_input_to_the_command_is_one_clear_error(command):

@@ -129,14 +129,6 @@ def test_soft_nms_agrees_with_choosing_one_by_one(seed, number, classes, length,
     np.testing.assert_allclose(soft_nms(segments, scores, **METHODS[name]), expected, rtol=1e-12, atol=0)
 
 
-def test_soft_nms_way_by_rows_changes_no_bit(monkeypatch):
-    rng = np.random.default_rng(4)
-    segments, scores = some_segments(rng, 300, 60.0), rng.random((300, 3))
-    expected = soft_nms(segments, scores)
-    monkeypatch.setattr(module, "TABLE_UP_TO", 0)
-    np.testing.assert_array_equal(soft_nms(segments, scores), expected)
-
-
 def test_soft_nms_gives_equal_scores_to_the_earlier_row(way):
     rng = np.random.default_rng(3)
     segments = some_segments(rng, 40, 10.0)

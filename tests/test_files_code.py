@@ -28,7 +28,7 @@ from tests.make_files import (
     refusal,
     value,
     zipped,
-)  # fmt: skip
+)
 from utils.files import load_array, load_checkpoint, load_npz, load_pickle
 
 NP = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"

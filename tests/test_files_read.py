@@ -113,12 +113,9 @@ def with_header(descr="'<f4'", shape="(6,)", body: bytes = b"") -> bytes:
 PICKLED = pickle.dumps(objects([1], [2]), protocol=4)
 BAD = {
     load_array: {
-        "empty file": (b"", "empty file"),
-        "text": (b"hello", "not a .npy"),
-        "version 9": (b"\x93NUMPY\x09\0" + FLOATS[8:], "not a .npy"),
-        "cut in the header": (FLOATS[:40], "EOF"),
-        "cut in the body": (FLOATS[:-1], "cut short"),
-        "junk after the end": (FLOATS + b"\0", "after its end"),
+        "empty file": (b"", "empty file"), "text": (b"hello", "not a .npy"),
+        "version 9": (b"\x93NUMPY\x09\0" + FLOATS[8:], "not a .npy"), "cut in the header": (FLOATS[:40], "EOF"),
+        "cut in the body": (FLOATS[:-1], "cut short"), "junk after the end": (FLOATS + b"\0", "after its end"),
         "absurd shape": (with_header(shape="(1000000000000, 1000000000000)", body=b"\0" * 8), "cut short"),
         "strings of no length": (with_header("'|S0'", "(9,)"), "type"),
         "records": (with_header("[('a', '<f4'), ('b', '|O')]", "(1,)", b"\0" * 12), "neither number nor text"),
@@ -134,45 +131,37 @@ BAD = {
         "a list": (object_npy(pickle.dumps([[1], [2]]), "(2,)"), "does not fit"),
     },
     load_npz: {
-        "no archive": (FLOATS, "zip"),
-        "cut": (zipped({"a.npy": FLOATS})[:-30], "zip"),
+        "no archive": (FLOATS, "zip"), "cut": (zipped({"a.npy": FLOATS})[:-30], "zip"),
         "wrong checksum": (zipped({"a.npy": FLOATS}).replace(FLOATS, FLOATS[:-1] + b"\x01"), "CRC"),
         "not an array": (zipped({"a.txt": b"hello"}), "no array"),
         "objects": (zipped({"a.npy": npy(objects([1]))}), "Object arrays"),
     },
     load_pickle: {
-        "empty": (b"", ""),
-        "text": (b"hello", ""),
-        "cut": (pickle.dumps(np.ones(3))[:-9], ""),
+        "empty": (b"", ""), "text": (b"hello", ""), "cut": (pickle.dumps(np.ones(3))[:-9], ""),
         "a class": (pickle.dumps(np.float32), "numpy.float32"),
         "a dtype": (pickle.dumps(np.dtype("f4")), "where data should be"),
         "a masked array": (pickle.dumps(np.ma.ones(2)), "numpy.ma.core._mareconstruct"),
     },
     load_checkpoint: {
-        "empty": (b"", "no checkpoint"),
-        "a bare pickle": (pickle.dumps({"w": [1.0]}), "no checkpoint"),
+        "empty": (b"", "no checkpoint"), "a bare pickle": (pickle.dumps({"w": [1.0]}), "no checkpoint"),
         "a plain archive": (zipped({"a.npy": FLOATS}), "no checkpoint"),
         "cut": (saved({"w": torch.ones(8)})[:-40], "no checkpoint"),
         "damaged": (saved({"w": torch.ones(8)}).replace(b"_rebuild", b"_rebuilt"), "cannot read"),
         "of torch 1.5": (saved({"w": torch.ones(8)}, _use_new_zipfile_serialization=False), "no checkpoint"),
-        "a tensor": (saved(torch.ones(2)), "no dict"),
-        "numbers for names": (saved({1: torch.ones(2)}), "no dict"),
+        "a tensor": (saved(torch.ones(2)), "no dict"), "numbers for names": (saved({1: torch.ones(2)}), "no dict"),
         "a module": (saved({"m": torch.nn.Linear(1, 1)}), "torch.nn.modules.linear.Linear"),
         "a numpy array": (saved({"w": np.ones(2)}), "_reconstruct"),
         "a sparse tensor": (saved({"a": [{"w": torch.eye(2).to_sparse()}]}), "sparse"),
         "a complex tensor": (saved({"w": torch.ones(2, dtype=torch.complex64)}), "complex"),
     },
     load_json: {
-        "empty": (b"", "line 1 column 1"),
-        "cut": (b'{"a": [1,\n 2', "line 2 column 3"),
+        "empty": (b"", "line 1 column 1"), "cut": (b'{"a": [1,\n 2', "line 2 column 3"),
         "a key twice": (b'{"results": {"v": 1, "w": 2, "v": 3}}', "'v'"),
-        "NaN": (b'{"NaN": "NaN",\n "a": NaN}', "the number NaN"),
-        "very deep": (b'{"a":' * 100_000, ""),
-        "latin-1": ('{"a":\n "é"}'.encode("latin-1"), "utf-8"),
-        "half a surrogate pair": (b'["\\ud800"]', "surrogate"),
+        "NaN": (b'{"NaN": "NaN",\n "a": NaN}', "the number NaN"), "very deep": (b'{"a":' * 100_000, ""),
+        "latin-1": ('{"a":\n "é"}'.encode("latin-1"), "utf-8"), "half a surrogate pair": (b'["\\ud800"]', "surrogate"),
         "terminal codes in a key": (b'{"\\u001b[31m": 1, "\\u001b[31m": 2}', "x1b"),
     },
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

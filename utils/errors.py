@@ -34,10 +34,11 @@ class InputError(Exception):
         self.what, self.where, self.todo = what, where, todo
 
 
-def raise_first(problems: Sequence[InputError]) -> None:
-    """Raise the first of the problems that a reader returned, if there is one."""
-    if problems:
-        raise problems[0]
+def raise_first(problems: Sequence[Optional[InputError]]) -> None:
+    """Raise the first of the problems that readers returned, if there is one; None is no problem."""
+    for problem in problems:
+        if problem is not None:
+            raise problem
 
 
 def os_error_line(error: OSError) -> str:

@@ -161,7 +161,7 @@ def _without_ambiguous(
     names = annotations.videos
     intervals = {names[i]: instances.segment_s[mine & (instances.video == i)] for i in np.unique(instances.video[mine])}
     what = f"'Ambiguous' is no action class: {int(mine.sum())} intervals in {len(intervals)} videos"
-    notes.append(f"{what} are no instances; detections that overlap them are dropped")
+    notes.append(f"{what} are no instances; they serve as ambiguous intervals")
     kept = Segments(
         classes, names, instances.video[~mine], instances.segment_s[~mine], new[instances.label[~mine]].astype(np.int64)
     )

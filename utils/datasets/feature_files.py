@@ -69,7 +69,7 @@ def _from_hdf5(path: Path) -> Dict[str, np.ndarray]:
 
 
 def list_files(folder: Path) -> List[Dict[str, Path]]:
-    """{name without suffix: file} of a folder and its train/ and test/, or two of them where it has rgb/ and flow/."""
+    """{name without suffix: file} of a folder and its train/ and test/; two of them where it has rgb/ and flow/."""
     if not folder.is_dir():
         raise InputError("no features: neither a file nor a folder", folder, WHERE_FROM)
     streams: List[Dict[str, Path]] = [{}, {}, {}]  # rgb, flow, neither
@@ -81,7 +81,7 @@ def list_files(folder: Path) -> List[Dict[str, Path]]:
         files = streams[next((STREAMS.index(part) for part in inside if part in STREAMS), 2)]
         if files.setdefault(path.stem, path) != path:
             raise InputError(f"two files of one video, {files[path.stem].name} too", path, "remove one")
-    return streams[:2] if streams[0] or streams[1] else streams[2:]
+    return [files for files in streams[:2] if files] or streams[2:]
 
 
 def files_of(files: Dict[str, Path], videos: Sequence[str]) -> Tuple[Dict[str, Path], Optional[str]]:
@@ -101,8 +101,8 @@ def files_of(files: Dict[str, Path], videos: Sequence[str]) -> Tuple[Dict[str, P
 
 
 def _named(files: Dict[str, Path], videos: Sequence[str]) -> Dict[str, Path]:
-    names = {video: name for video, name in spelled(videos, files).items() if name in files}
-    return {video: files[name] for video, name in names.items()}
+    where = next(iter(files.values())).parent if files else None
+    return {video: files[name] for video, name in spelled(videos, files, where).items() if name in files}
 
 
 def _additions(names: Sequence[str], videos: Container[str]) -> List[Tuple[str, str]]:

@@ -69,8 +69,8 @@ class Features:
             todo = 'where there is one stream, say "modalities": 1 in dataset.json'
             notes.append(f"the first half of each feature is read as RGB and the second as flow ({todo})")
         if self.cut:
-            what = f"RGB and flow of {len(self.cut)} videos differ by up to {max(self.cut.values())} rows"
-            notes.append(f"{what}; the longer one is cut")
+            most = max(self.cut.values())
+            notes.append(f"RGB and flow of {len(self.cut)} videos differ in length by up to {most}: the longer is cut")
         return notes
 
     @property
@@ -115,14 +115,10 @@ class Features:
             raise InputError("NaN or Inf in the features", self._where(video), "extract the video again")
         return features
 
-    def longest_s(self, video: str, snippets_per_second: float) -> float:
-        """Seconds that a video of T snippets can have: what is left of a last, partial one has no row.
-
-        Of a folder's .npy files, only the header is read.
-        """
+    def length(self, video: str) -> int:
+        """T of a video; of a folder's .npy files, only the header is read."""
         axis = int(self.layout[1])
-        snippets = min(self._raw(video, source, mmap=True).shape[axis] for source in range(self.parts))
-        return (snippets + 1) / snippets_per_second
+        return min(self._raw(video, source, mmap=True).shape[axis] for source in range(self.parts))
 
     def unused(self) -> Tuple[str, ...]:
         """Feature files that belong to no annotated video, or whose video is read from another file."""

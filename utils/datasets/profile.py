@@ -101,7 +101,10 @@ def load_profile(name: str, root: Path) -> Profile:
             raise InputError(f"{field} is {str(given[field])[:80]!r}", path, f"{field} must be {should_be}")
     if values.get("proposals_root") is not None:
         values["proposals_root"] = str(root / values["proposals_root"])
-    return dataclasses.replace(PROFILES.get(name, Profile()), **values)
+    profile = dataclasses.replace(PROFILES.get(name, Profile()), **values)
+    if profile.round_ground_truth and (profile.rescaled or isinstance(profile.feature_fps, dict)):
+        raise InputError("round_ground_truth needs one rate for all videos", path, "leave it out")
+    return profile
 
 
 def _is_number(value: object) -> bool:

@@ -154,7 +154,7 @@ class Stop:
 
 
 class Board:
-    """TensorBoard's files of a run below ``folder``; of a run that continues, epochs from ``purge_step`` on count anew.
+    """TensorBoard's files of a run below ``folder``; what earlier files hold from ``purge_step`` on no longer counts.
 
     What could not be written (a full disk) is an OSError at the next ``flush``.
     """
@@ -163,11 +163,12 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only a training run needs it
 
         threading.excepthook = lambda args: None  # tensorboard's writing thread: its exception comes back in flush
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self.writer = SummaryWriter(str(folder), purge_step=purge_step or 0)
 
     def text(self, name: str, values: Mapping[str, object]) -> None:
-        """Values as text, once."""
+        """Values as text, once, brought to the file."""
         self.writer.add_text(name, "```\n" + json.dumps(values, indent=1, default=str) + "\n```", 0)
+        self.flush()
 
     def scalars(self, values: Mapping[str, float], step: int, group: str = "") -> None:
         """``group/name`` for each value, or its name alone."""

@@ -2,8 +2,7 @@
 
 Metrics of one evaluation are a dict of fractions: "tiou", "mAP" (one for each threshold), "average" {span: fraction},
 "classification_mAP", "classification_accuracy", "classification_top1"; beside them "protocol", "videos" and, where they
-apply, "epoch", "simulated" and "rounding" (what it empties, and what a perfect detector would score). None stands for a
-number that does not exist.
+apply, "epoch", "simulated" and "rounding" (what it empties, and what a perfect detector scores). None: no such number.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.datasets.profile import THUMOS_TIOU
-from utils.errors import some as some
 
 # mAP in percent at tIoU 0.1:0.1:0.7 and averages 0.1:0.5, 0.3:0.7, 0.1:0.7 on THUMOS14, as published
 REPORTED = {
@@ -45,9 +43,8 @@ def log(text: str) -> None:
 def progress(total: int, done: int, quiet: bool = False) -> tqdm:
     """The bar of a training run; silent if ``quiet`` and where standard error is no terminal."""
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    return tqdm(
-        total=total, initial=done, bar_format=form, disable=True if quiet or not FIRST else None, dynamic_ncols=True
-    )
+    off = True if quiet or not FIRST else None
+    return tqdm(total=total, initial=done, bar_format=form, disable=off, dynamic_ncols=True)
 
 
 def columns(tious: Sequence[float], averages: Sequence[str]) -> List[str]:

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from eval.detection import evaluate_detections
 from options import Parser
-from proposals import duplicates, load_proposals
 from utils.datasets.annotations import Read, read_annotations
 from utils.datasets.features import Features, open_features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile, proposals_file
+from utils.datasets.proposals import duplicates, load_proposals
 from utils.datasets.rates import check_rate
 from utils.errors import InputError, os_error_line, printable, run_command, some
 from utils.run.report import rounding_lines
