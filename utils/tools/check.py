@@ -265,9 +265,6 @@ def check_proposals(f: Findings, role: str, videos: Sequence[str], path: Path, l
     level = "note" if loaded.problems else "ok"
     f.add(level, f"{role}: {path}, for {len(mine):,} of {many(len(videos), 'video')}")
     number, twice = [len(p) for p in mine.values()], duplicates(list(mine.values()))
-    lengths_s = np.repeat([longest_s[v] for v in mine], number)
-    units = check_units(np.concatenate(list(mine.values())), lengths_s, f"{role} proposals", path)
-    f.problems([units] if units else [])
     repeat = "repeats" if twice == 1 else "repeat"
     f.add("ok", f"{role}: {sum(number):,} ({spread(number)} a video), {twice:,} of them {repeat} another")
     effect = "not trained on" if role == "train" else "nothing is detected in them"
