@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.formats import FORMS, How, read, to_frame
+from utils.formats import FORMS, How, read, rows_by_video, to_frame
 from utils.segments import Segments
 
 BACK = ["activitynet", "csv", "fiftyone", "via"]
@@ -92,12 +92,12 @@ def test_label_studio_counts_frames_from_one_with_both_ends():
 
 
 def test_subtitles_and_label_tracks_are_in_order_of_time():
-    vtt = FORMS["vtt"].write(ONE, How())
+    vtt = FORMS["vtt"].write(rows_by_video(ONE)["v"], How())
     assert vtt == "WEBVTT\n\n00:00:01.000 --> 00:01:01.250\nrun 0.250\n\n00:00:02.000 --> 00:00:03.500\njump 0.500\n"
-    assert FORMS["audacity"].write(INSTANCES, How()) == "1.000000\t61.250000\trun\n2.000000\t3.500000\tjump\n"
-    odd = Segments(("a\n-->\tb & c",), ("v",), np.zeros(1, int), np.array([[7199.9996, 7199.9996]]), np.zeros(1, int))
-    cue = FORMS["vtt"].write(odd, How()).splitlines()[2:]
-    assert cue == ["02:00:00.000 --> 02:00:00.001", "a --&gt; b &amp; c"]
+    track = FORMS["audacity"].write(rows_by_video(INSTANCES)["v"], How())
+    assert track == "1.000000\t61.250000\trun\n2.000000\t3.500000\tjump\n"
+    odd = [("a\n-->\tb & c", 7199.9996, 7199.9996, None)]
+    assert FORMS["vtt"].write(odd, How()).splitlines()[2:] == ["02:00:00.000 --> 02:00:00.001", "a --&gt; b &amp; c"]
     assert FORMS["audacity"].write(odd, How()).count("\t") == 2
 
 

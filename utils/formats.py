@@ -80,7 +80,7 @@ class How(NamedTuple):
     suffix: str = ""  # via and labelstudio: of the videos' file names, such as .mp4
 
 
-def _rows(segments: Segments) -> Dict[str, List[Tuple]]:
+def rows_by_video(segments: Segments) -> Dict[str, List[Tuple]]:
     """video -> (label, start, end, score or None), for every video."""
     found: Dict[str, List[Tuple]] = {video: [] for video in segments.videos}
     for row in to_frame(segments).itertuples(index=False):
@@ -107,7 +107,7 @@ def _to_fiftyone(segments: Segments, how: How) -> str:
     index = {name: i for i, name in enumerate(segments.classes)}
     labels = {
         video: [_scored({"label": index[c], "timestamps": [s, e]}, "confidence", score) for c, s, e, score in rows]
-        for video, rows in _rows(segments).items()
+        for video, rows in rows_by_video(segments).items()
     }
     return json.dumps({"classes": list(segments.classes), "labels": labels})
 
@@ -116,7 +116,7 @@ def _to_via(segments: Segments, how: How) -> str:
     text = io.StringIO()
     text.write(f"# CSV_HEADER = {VIA_HEAD}\n")
     writer, number = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"), 0
-    for video, rows in _rows(segments).items():
+    for video, rows in rows_by_video(segments).items():
         for label, start, end, score in rows:
             number += 1
             metadata = _scored({VIA_LABEL: label}, VIA_SCORE, None if score is None else repr(score))
@@ -130,7 +130,7 @@ def _to_labelstudio(segments: Segments, how: How) -> str:
     if not how.fps:
         raise InputError("Label Studio counts frames", None, "give the videos' frame rate: --fps")
     kind, tasks = "annotations" if segments.score is None else "predictions", []
-    for video, rows in _rows(segments).items():
+    for video, rows in rows_by_video(segments).items():
         result = []
         for i, (label, start, end, score) in enumerate(rows):
             first = math.floor(start * how.fps + 1e-6) + 1
@@ -148,30 +148,29 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest / 1000:06.3f}"
 
 
-def _to_vtt(segments: Segments, how: How) -> str:
+def _to_vtt(rows: List[Tuple], how: How) -> str:
     cues = ["WEBVTT\n"]
-    for start, end, text in _lines(segments):
+    for start, end, text in _lines(rows):
         cues.append(f"{_clock(start)} --> {_clock(max(end, start + 0.001))}\n{html.escape(text, quote=False)}\n")
     return "\n".join(cues)
 
 
-def _to_audacity(segments: Segments, how: How) -> str:
-    return "".join(f"{start:.6f}\t{end:.6f}\t{text}\n" for start, end, text in _lines(segments))
+def _to_audacity(rows: List[Tuple], how: How) -> str:
+    return "".join(f"{start:.6f}\t{end:.6f}\t{text}\n" for start, end, text in _lines(rows))
 
 
-def _lines(segments: Segments) -> List[Tuple[float, float, str]]:
+def _lines(rows: List[Tuple]) -> List[Tuple[float, float, str]]:
     """(start, end, label and score on one line) by start."""
-    rows = sorted((row for rows in _rows(segments).values() for row in rows), key=lambda row: row[1])
     labels = (" ".join(label.split()) + ("" if score is None else f" {score:.3f}") for label, _, _, score in rows)
-    return [(start, end, label) for (_, start, end, _), label in zip(rows, labels)]
+    return sorted((start, end, label) for (_, start, end, _), label in zip(rows, labels))
 
 
 class Form(NamedTuple):
     """How a form is written."""
 
     suffix: str
-    whole: bool  # one file for all videos; else one a video, written from the segments of that video
-    write: Callable[[Segments, How], str]
+    whole: bool  # one file for all videos, written from Segments; else one a video, written from its rows
+    write: Callable[[Any, How], str]
 
 
 FORMS = {

@@ -122,8 +122,8 @@ def write_segments(segments: Segments, form: str, target: Path, how: formats.How
         write_text(target, write(segments, how))
         return
     with new_folder(target) as folder:
-        for video in segments.videos:
-            write_text(child(folder, video, suffix), write(segments.keep([video]), how))
+        for video, rows in formats.rows_by_video(segments).items():
+            child(folder, video, suffix).write_text(write(rows, how), encoding="utf-8")
 
 
 def _parser() -> Parser:
