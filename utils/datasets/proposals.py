@@ -87,7 +87,7 @@ def load_proposals(
     )
     table = np.concatenate([np.zeros((0, 3)), *every])
     units = check_units(table[:, :2], table[:, 2], "proposals", path)
-    problems = [units] * (units is not None) + problems
+    problems = problems if units is None else [units]
     beyond = float(np.nanmedian(ratios)) if ratios else 0.0
     return Proposals(found, [f"{path}: {count} {text}" for count, text in notes if count], problems, beyond)
 
