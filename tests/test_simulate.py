@@ -272,3 +272,14 @@ def test_one_file_of_annotations_is_named_after_the_folder_and_its_profile_goes_
     profile = load_profile("mine", tmp_path / "mine")
     assert (profile.train_subset, profile.snippet_stride, profile.annotations) == ("training", 8, None)
     assert proposals_file("mine", profile, "train").is_file()
+
+
+def test_rates_by_video_and_rescaled_features_are_simulated(tmp_path):
+    source = annotated(tmp_path)
+    videos = [path.stem for path in (tmp_path / "made" / "Demo-I3D-JOINTFeatures").glob("*.npy")]
+    for fields, snippets in (({"rescaled": True}, {100}), ({"feature_fps": dict.fromkeys(videos, 0.001)}, {1})):
+        (tmp_path / "dataset.json").write_text(json.dumps({**fields, "round_ground_truth": False}))
+        out = tmp_path / str(snippets)
+        simulate(source, out, width=2, proposals=3, progress=False)
+        made = (out / "Demo-I3D-JOINTFeatures").glob("*.npy")
+        assert {len(np.load(path)) for path in made} == snippets and load_profile("Demo", out).proposals_root

@@ -82,10 +82,10 @@ class How(NamedTuple):
 
 def rows_by_video(segments: Segments) -> Dict[str, List[Tuple]]:
     """video -> (label, start, end, score or None), for every video."""
-    found: Dict[str, List[Tuple]] = {video: [] for video in segments.videos}
+    rows: Dict[str, List[Tuple]] = {video: [] for video in segments.videos}
     for row in to_frame(segments).itertuples(index=False):
-        found[row.video].append((row.label, row.start, row.end, getattr(row, "score", None)))
-    return found
+        rows[row.video].append((row.label, row.start, row.end, getattr(row, "score", None)))
+    return rows
 
 
 def _scored(values: Dict[str, Any], name: str, score: Optional[float]) -> Dict[str, Any]:
@@ -207,8 +207,7 @@ def read(path: Path) -> Optional[Segments]:
     if not set(COLUMNS[:4]) <= set(head) or "subset" in head:
         return None
     places = [head.index(name) for name in COLUMNS if name in head]
-    found = ((f"line {i}", *_cells(row, places)) for i, row in enumerate(rows[1:], 2) if any(row))
-    return from_rows(found, path)
+    return from_rows(((f"line {i}", *_cells(row, places)) for i, row in enumerate(rows[1:], 2) if any(row)), path)
 
 
 def _cells(row: List[str], places: List[int]) -> List[Optional[str]]:
@@ -217,7 +216,7 @@ def _cells(row: List[str], places: List[int]) -> List[Optional[str]]:
 
 def _from_activitynet(document: Dict, path: Path) -> Segments:
     results = document["results"] if isinstance(document["results"], dict) else {}
-    entries = [entry for found in results.values() if isinstance(found, list) for entry in found]
+    entries = [entry for listed in results.values() if isinstance(listed, list) for entry in listed]
     labels = {
         entry.get("label") for entry in entries if isinstance(entry, dict) and isinstance(entry.get("label"), str)
     }
