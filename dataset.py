@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -20,7 +20,7 @@ from utils.datasets.rates import check_rate
 from utils.datasets.rows import Rows, cached_rows, live_rows
 from utils.datasets.simulate import make_demo
 from utils.errors import InputError, raise_first, some
-from utils.files import file_hash, load_array, locked, save_array
+from utils.files import content_hash, file_hash, load_array, locked, save_array
 from utils.packed import Batch, Packing, pack
 from utils.run.report import log
 from utils.seeds import stream
@@ -71,6 +71,17 @@ class Dataset:
     truth: Segments  # of the test videos that have features
     ambiguous_s: Dict[str, np.ndarray]  # video -> [K, 2] seconds
     simulated: bool
+
+    @property
+    def hashes(self) -> Dict[str, str]:
+        """Of all that a training and its evaluations read, by name."""
+        splits = {"train": self.train, "test": self.test}
+        return {
+            "profile": repr(replace(self.profile, proposals_root=None, annotations=None, features=None)),
+            "train_labels": content_hash("\0".join(self.train.videos), self.train.labels),
+            "ground_truth": self.truth.hash(),
+            **{f"{name}_{kind}": h for name, split in splits.items() if split for kind, h in split.hashes.items()},
+        }
 
 
 def open_source(

@@ -6,10 +6,10 @@ Files -> dataset -> cached SCFE inputs -> model -> scores -> detections -> metri
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -22,19 +22,16 @@ from torch import nn
 
 from dataset import Inputs, epoch_order, load_dataset, packed_batch
 from descriptors import load_or_make
-from eval.inference import TRAINED_WITH, evaluate, pictures, predict, test
+from eval.inference import evaluate, info_of, pictures, predict, test
 from losses import TERMS, padding_rows, pseudo_labels, schedule, seal_terms, untrained
 from model import SEAL, save_model
 from options import Options, parse
 from utils.errors import InputError, run_command
-from utils.files import content_hash, save_checkpoint, write_json, write_text
+from utils.files import content_hash, load_json, save_checkpoint, write_json
 from utils.packed import Batch
-from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, plain, record
-from utils.run.report import aligned, columns, headline, log, progress, row, spread, table, tags
+from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, plain, record, unchanged
+from utils.run.report import best, describe, log, progress, spread, table, tags, write_evaluations
 from utils.seeds import torch_seed
-
-FIGURE_VIDEOS = 3
-
 
 # ---- 1. devices and processes
 
@@ -50,9 +47,8 @@ class Group(NamedTuple):
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model as DistributedDataParallel, where there is more than one process."""
-        if self.size == 1:
-            return model
-        return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None)
+        cards = [self.device] if self.device.type == "cuda" else None
+        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model, cards)
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         """The mean over all processes."""
@@ -150,14 +146,7 @@ class Run:
         self.term_names: List[str] = []
         self.history: List[Dict] = []  # metrics of every evaluation
         self.options = {**plain(args), "device": group.device.type, "processes": group.size}
-        self.inputs = {
-            "train_labels": content_hash("\0".join(train.videos), train.labels),
-            "pseudo_labels": content_hash(*self.pseudo),  # and so the descriptors
-            "profile": repr(replace(self.data.profile, proposals_root=None, annotations=None, features=None)),
-            "ground_truth": self.data.truth.hash(),
-            **{f"train_{kind}": value for kind, value in train.hashes.items()},
-            **{f"test_{kind}": value for kind, value in (test.hashes if test else {}).items()},
-        }
+        self.inputs = {**self.data.hashes, "pseudo_labels": content_hash(*self.pseudo)}  # and so the descriptors
 
     def batches(self) -> List[np.ndarray]:
         return epoch_order(self.data.train.scored, self.args.batch_size, self.args.seed, self.epoch)
@@ -216,41 +205,23 @@ class Run:
         self.epoch, self.step, self.term_names, self.history = epoch, step, state["term_names"], state["history"]
         return True
 
-    @property
-    def best(self) -> Dict:
-        return max(self.history, key=headline)
-
-    def describe(self, loss: float) -> str:
-        """The numbers that matter, for the progress bar."""
-        text = f"epoch {self.epoch}/{self.args.max_epoch}, loss {loss:.3f}"
-        if self.history:
-            text += f", mAP last {100 * headline(self.history[-1]):.1f}, best {100 * headline(self.best):.1f}"
-        return text
-
     def evaluate(self, board: Board) -> None:
         """Score, write what an evaluation leaves, and keep the model if it is the best so far."""
         self.check_weights()
-        if self.data.test is None:
-            return save_model(self.folder / "ckpt" / "last_model.pkl", self.model, self.info())
-        found = evaluate(self.model, self.data, self.args.protocol, self.args.threshold_cls, self.untrained)
-        metrics = {"epoch": self.epoch, **found.metrics}
-        self.history.append(metrics)
-        for kind in ("last", "best")[: 1 + (self.best is metrics)]:
-            save_model(self.folder / "ckpt" / f"{kind}_model.pkl", self.model, self.info())
-        write_json(self.folder / "detections.json", found.detections.to_json(self.args.dataset_name))
-        lines = aligned([columns(metrics["tiou"], metrics["average"]), *(row(m) for m in self.history)])
-        write_text(self.folder / "mAP-results.log", "\n".join(lines) + "\n")
-        log("\n".join(lines[0 if len(lines) == 2 else -1 :]))
-        write_json(self.folder / "results.json", {"last": metrics, "best": self.best})
-        board.scalars(tags(metrics), self.epoch)
-        for video, picture in pictures(self.data, found.detections, FIGURE_VIDEOS):
-            board.image(f"timeline/{video}", picture, self.epoch)
-
-    def info(self) -> Dict[str, object]:
-        """What a checkpoint carries beside its weights: all that prediction needs, and what trained it."""
-        rate = {name: getattr(self.data.profile, name) for name in ("feature_fps", "snippet_stride")}
-        trained_with = {name: self.options[name] for name in TRAINED_WITH}
-        return {"classes": list(self.data.classes), **rate, "epoch": self.epoch, "options": trained_with}
+        kinds = ["last"]
+        if self.data.test:
+            found = evaluate(self.model, self.data, self.args.protocol, self.args.threshold_cls, self.untrained)
+            self.history.append({"epoch": self.epoch, **found.metrics})
+            kinds += ["best"] * (best(self.history) is self.history[-1])
+        info = info_of(self.data, self.options, self.epoch)
+        for kind in kinds:
+            save_model(self.folder / "ckpt" / f"{kind}_model.pkl", self.model, info)
+        if self.data.test:
+            write_json(self.folder / "detections.json", found.detections.to_json(self.args.dataset_name))
+            write_evaluations(self.folder, self.history)
+            board.scalars(tags(self.history[-1]), self.epoch)
+            for video, picture in pictures(self.data, found.detections):
+                board.image(f"timeline/{video}", picture, self.epoch)
 
 
 # ---- 4. train
@@ -267,10 +238,8 @@ def train_one(args: Options, folder: Path, group: Group, stop: Stop, quiet: bool
         if not resumed:
             board.text("options", run.options)
             run.save_state()  # what a run that fails early leaves
-    counts = (
-        f"{len(run.data.train.scored)} training, {len(run.data.test.videos) if run.data.test else 'no'} test videos"
-    )
-    log(f"run in {folder} on {group.device}: {counts}")
+    tested = len(run.data.test.videos) if run.data.test else "no"
+    log(f"run in {folder} on {group.device}: {len(run.data.train.scored)} training, {tested} test videos")
     saved, steps = time.monotonic(), len(run.batches())
     with progress(args.max_epoch * steps, (run.epoch - 1) * steps + run.step, quiet) as bar:
         while run.epoch <= args.max_epoch:
@@ -289,7 +258,7 @@ def train_one(args: Options, folder: Path, group: Group, stop: Stop, quiet: bool
                     board.scalars({"learning_rate": run.optimizer.param_groups[0]["lr"]}, run.epoch, "optimizer")
                     if run.epoch % args.interval == 0 or run.epoch == args.max_epoch:
                         run.evaluate(board)
-                bar.set_description(run.describe(terms["loss_total"]))
+                bar.set_description(describe(run.epoch, args.max_epoch, terms["loss_total"], run.history))
                 run.epoch, run.step, run.records = run.epoch + 1, 0, []
             asked = group.agree(stop.asked) and run.epoch <= args.max_epoch
             if asked or run.epoch > args.max_epoch or time.monotonic() - saved > args.save_seconds:
@@ -311,6 +280,7 @@ def train_seed(args: Options, group: Group, threads: Optional[int] = None) -> Op
     """
     if threads:
         torch.set_num_threads(threads)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # but for Stop's own: a process that has no seed left is silent
     with ExitStack() as stack:
         folder = Path(args.exp_dir or "output")
         if group.rank == 0:
@@ -320,13 +290,11 @@ def train_seed(args: Options, group: Group, threads: Optional[int] = None) -> Op
         log(f"stopped in epoch {run.epoch}; continue with the same command and --resume --exp_dir {folder}")
         return None
     log(f"everything is in {folder}; look with: tensorboard --logdir {folder}")
-    return (run.history[-1], run.best) if run.history else ({}, {})
+    return (run.history[-1], best(run.history)) if run.history else ({}, {})
 
 
 def train(args: Options, group: Group) -> int:
-    """Train one seed, or several, and print the table. Returns the exit status."""
-    if args.seeds:
-        return train_seeds(args, group)
+    """Train one seed and print the table. Returns the exit status."""
     found = train_seed(args, group)
     if found and found[0] and group.rank == 0:
         named = {f"{kind} (epoch {metrics['epoch']})": metrics for kind, metrics in zip(("last", "best"), found)}
@@ -339,15 +307,22 @@ def train_seeds(args: Options, group: Group) -> int:
     if group.size > 1:
         raise InputError("--seeds under several processes", None, "start one run a seed")
     with experiment(args.exp_dir, "train", f"{args.dataset_name}-train", args.resume) as folder:
-        left = {int(p.name[4:]) for p in folder.glob("seed*") if p.name[4:].isdigit()} - set(args.seeds)
-        if left:
-            raise InputError(f"seeds {sorted(left)} are in this run", folder, "seeds can be added, not removed")
-        record(folder, plain(args), group.device, {})
+        gone = {int(p.name[4:]) for p in folder.glob("seed*") if p.name[4:].isdigit()} - set(args.seeds)
+        if gone:
+            raise InputError(f"seeds {sorted(gone)} are in this run", folder, "seeds can be added, not removed")
+        options = {**plain(args), "device": group.device.type}
+        if (folder / "options.json").exists():
+            unchanged(folder / "options.json", "options", load_json(folder / "options.json"), options)
+        record(folder, options, group.device, {})
         runs = [args.replace(seed=s, exp_dir=str(folder / f"seed{s}")) for s in args.seeds]
         threads = max(1, torch.get_num_threads() // args.jobs) if args.jobs > 1 else None
-        each = Parallel(args.jobs, return_as="generator")(delayed(train_seed)(run, group, threads) for run in runs)
-        found = list(takewhile(lambda metrics: metrics is not None, each))
-        if len(found) < len(runs):
+        found: List[Optional[Tuple[Dict, Dict]]] = []
+        with Stop() as stop:  # the terminal's Ctrl-C reaches every process: each finishes its step, none starts after
+            left = takewhile(lambda _: not stop.asked and None not in found, runs)
+            each = (delayed(train_seed)(run, group, threads) for run in left)
+            for metrics in Parallel(args.jobs, pre_dispatch="n_jobs", return_as="generator")(each):
+                found.append(metrics)
+        if None in found or len(found) < len(runs):
             return 130
         if all(last for last, _ in found):
             results = {kind: spread(list(metrics)) for kind, metrics in zip(("last", "best"), zip(*found))}
@@ -362,10 +337,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run the command line; returns the exit status."""
     args = parse(argv, tuple(TERMS))
     with processes(args) as group:
-        if args.run_type == "train":
-            return train(args, group)
-        return {"test": test, "predict": predict}[args.run_type](args, group.device)
+        if args.run_type != "train":
+            return {"test": test, "predict": predict}[args.run_type](args, group.device)
+        return train_seeds(args, group) if args.seeds else train(args, group)
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    import main as program  # under its own name, by which the processes of --jobs find it
+
+    run_command(lambda: program.main(sys.argv[1:]))

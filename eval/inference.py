@@ -109,7 +109,7 @@ def evaluate(
     return Evaluation({**metrics, **({"simulated": True} if data.simulated else {})}, detections)
 
 
-def pictures(data: Dataset, detections: Segments, number: int) -> Iterator[Tuple[str, np.ndarray]]:
+def pictures(data: Dataset, detections: Segments, number: int = 3) -> Iterator[Tuple[str, np.ndarray]]:
     """(video, uint8 [H, W, 3]) timelines of a few fixed videos: ground truth against the best detections."""
     truth, length_s = data.truth, dict(zip(data.test.videos, data.test.length_s))
     shown = np.unique(truth.video)
@@ -177,7 +177,14 @@ def unlabelled_split(
     return Split(videos, labels, segments, snippets, snippets / rate, rate, rows, hashes)
 
 
-# ---- the commands test and predict
+# ---- what a checkpoint says of itself, and the commands test and predict
+
+
+def info_of(data: Dataset, options: Mapping[str, object], epoch: int) -> Dict[str, object]:
+    """What a checkpoint carries beside its weights: all that prediction needs, and what trained it."""
+    rate = {name: getattr(data.profile, name) for name in ("feature_fps", "snippet_stride")}
+    trained_with = {name: options[name] for name in TRAINED_WITH}
+    return {"classes": list(data.classes), **rate, "epoch": epoch, "options": trained_with}
 
 
 def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
@@ -234,7 +241,7 @@ def predict(args: Options, device: torch.device) -> int:
         root = dataset_root(args.dataset_name, args.dataset_root)
         profile = load_profile(args.dataset_name, root)
         classes = read_annotations(annotations_path(args.dataset_name, root, profile)).annotations.classes
-        info = {"classes": classes}
+        info = {"classes": list(classes)}
     given = {name: getattr(args, name) for name in ("feature_fps", "snippet_stride") if getattr(args, name)}
     profile = replace(profile, **given)
     check_classes(path, model, info, info["classes"])

@@ -53,12 +53,12 @@ def experiment(folder: Optional[str], run_type: str, default: str, resume: bool 
         with locked(path / ".lock", wait=False):
             if (path / "options.json").exists() and not resume:
                 there = load_json(path / "options.json").get("run_type")
+                if there != run_type:
+                    what = f"this folder already holds a run of another kind ({there})"
+                    raise InputError(what, path, "name another --exp_dir")
                 if run_type == "train":
                     todo = "add --resume, or name another --exp_dir"
                     raise InputError("this folder already holds a run", path, todo)
-                if there != run_type:
-                    raise InputError(f"this folder already holds a run of another kind ({there})", path,
-                                     "name another --exp_dir")  # fmt: skip
             for part in (path, path / "ckpt", path / "logs"):
                 sweep(part)
             yield path
@@ -122,12 +122,16 @@ def load_state(path: Path, options: Mapping[str, object], inputs: Mapping[str, o
     if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in STATE.items()):
         raise InputError("not the state of a run", path, "restore the file, or delete it to start this run again")
     for name, new in (("options", options), ("inputs", inputs)):
-        old = state[name]
-        differ = [k for k in sorted({*old, *new}) if k not in FREE and old.get(k) != new.get(k)]
-        if differ:
-            texts = ", ".join(f"{k} was {old.get(k)} and is {new.get(k)}" for k in differ)
-            raise InputError(f"{name} differ: {texts}", path, "resume with the same, or name another --exp_dir")
+        unchanged(path, name, state[name], new)
     return state
+
+
+def unchanged(path: Path, name: str, old: Mapping[str, object], new: Mapping[str, object]) -> None:
+    """Raise InputError where options or inputs (``name``) that change the result differ from those in ``path``."""
+    differ = [k for k in sorted({*old, *new}) if k not in FREE and old.get(k) != new.get(k)]
+    if differ:
+        texts = ", ".join(f"{k} was {old.get(k)} and is {new.get(k)}" for k in differ)
+        raise InputError(f"{name} differ: {texts}", path, "resume with the same, or name another --exp_dir")
 
 
 class Stop:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Dict, List, Mapping, Sequence
 
 import pandas as pd
 from tqdm import tqdm
 
 from utils.datasets.profile import THUMOS_TIOU
+from utils.files import write_json, write_text
 
 # mAP in percent at tIoU 0.1:0.1:0.7 and averages 0.1:0.5, 0.3:0.7, 0.1:0.7 on THUMOS14, as published
 REPORTED = {
@@ -89,6 +91,27 @@ def headline(metrics: Mapping) -> float:
     """The one number models are compared by: the last average (THUMOS14: 0.1:0.7); -1 where there is none."""
     value = list(metrics["average"].values())[-1]
     return -1.0 if value is None else value
+
+
+def best(history: Sequence[Dict]) -> Dict:
+    """The best evaluation of a run, the first one of equals."""
+    return max(history, key=headline)
+
+
+def describe(epoch: int, max_epoch: int, loss: float, history: Sequence[Dict]) -> str:
+    """The numbers that matter, for the progress bar."""
+    text = f"epoch {epoch}/{max_epoch}, loss {loss:.3f}"
+    if history:
+        text += f", mAP last {100 * headline(history[-1]):.1f}, best {100 * headline(best(history)):.1f}"
+    return text
+
+
+def write_evaluations(folder: Path, history: Sequence[Dict]) -> None:
+    """Write the evaluations of a run, mAP-results.log and results.json, and show the last one."""
+    lines = aligned([columns(history[0]["tiou"], history[0]["average"]), *map(row, history)])
+    write_text(folder / "mAP-results.log", "\n".join(lines) + "\n")
+    log("\n".join(lines[0 if len(lines) == 2 else -1 :]))
+    write_json(folder / "results.json", {"last": history[-1], "best": best(history)})
 
 
 def spread(results: Sequence[Mapping]) -> Dict[str, Dict]:
