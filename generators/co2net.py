@@ -216,9 +216,7 @@ class CO2NetTrainer(Trainer):
         super().__init__(seed, device, settings.iterations)
         self.load, self.labels, self.settings, self.width = load, labels, settings, width
         self.network = CO2Net(width // 2, labels.shape[1], settings.dropout, settings.pooling, seed).to(device)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-        )
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def batch(self, iteration: int) -> Tuple[Tensor, Tensor]:
         """The batch of an iteration: features [B, N, 2D] and labels [B, C], float32 on the device."""

@@ -95,7 +95,9 @@ def as_input(features: np.ndarray, width: int, device: torch.device) -> Tensor:
     """The features of one video as a float32 tensor [T, 2D] on ``device``. InputError unless 2D is ``width`` and T > 0."""
     if features.ndim != 2 or features.shape[1] != width or not len(features):
         found = " x ".join(map(str, features.shape))
-        raise InputError(f"features of {found} where T x {width} with T of 1 or more is needed", None, "extract them again")
+        raise InputError(
+            f"features of {found} where T x {width} with T of 1 or more is needed", None, "extract them again"
+        )
     return torch.from_numpy(np.array(features, dtype=np.float32)).to(device)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ import pytest
 import torch
 
 from generators import co2net
-from generators.co2net import CO2Net, CO2NetTrainer, Scores, Settings, co2net_proposals, co2net_terms, sample_rows
-from generators.co2net_losses import guide_loss, mil_loss, similarity_loss, suppress
-from utils.errors import InputError
+from generators.co2net import CO2Net, Scores, Settings, co2net_proposals, co2net_terms, sample_rows
+from generators.co2net_losses import mil_loss, suppress
 
 GOLDEN = Path(os.environ.get("SEAL_GOLDEN", Path(__file__).parent / "golden")) / "proposals"
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -116,7 +114,9 @@ def test_golden_sampling_ranges():
         assert (ours.min(0) <= theirs.min(0)).all() and (theirs.max(0) <= ours.max(0)).all()
         first = np.arange(rows) * length // rows
         assert (ours.min(0) == first).all()
-        assert (ours.max(0) == (first if length == rows else np.minimum((np.arange(rows) + 1) * length // rows, length - 1))).all()
+        assert (
+            ours.max(0) == (first if length == rows else np.minimum((np.arange(rows) + 1) * length // rows, length - 1))
+        ).all()
 
 
 def test_golden_proposals():
