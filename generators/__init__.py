@@ -1,1 +1,1 @@
-"""Where proposals come from: CO2-Net (weak labels) and LAC (one point an instance), each with what it needs to train."""
+"""Where proposals come from: CO2-Net (video labels) and LAC (one point an instance)."""

@@ -7,7 +7,7 @@ RGB in the first D columns and flow in the others. All times are in snippets.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -203,7 +203,7 @@ class CO2NetTrainer(Trainer):
         labels: np.ndarray,
         width: int,
         seed: int = 0,
-        device: torch.device = torch.device("cpu"),
+        device: Union[str, torch.device] = "cpu",
         settings: Settings = Settings(),
         names: Optional[Sequence[str]] = None,
     ):
@@ -215,7 +215,7 @@ class CO2NetTrainer(Trainer):
             raise InputError(f"class {name} has fewer than two training videos", None, todo)
         super().__init__(seed, device, settings.iterations)
         self.load, self.labels, self.settings, self.width = load, labels, settings, width
-        self.network = CO2Net(width // 2, labels.shape[1], settings.dropout, settings.pooling, seed).to(device)
+        self.network = CO2Net(width // 2, labels.shape[1], settings.dropout, settings.pooling, seed).to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def batch(self, iteration: int) -> Tuple[Tensor, Tensor]:
@@ -236,14 +236,14 @@ class CO2NetTrainer(Trainer):
 
 @torch.no_grad()
 def co2net_scores(network: CO2Net, features: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Scores of one whole video, features [T, 2D]: cas float64 [T, C+1] logits and attention float64 [T]; no dropout."""
+    """Scores of one video without dropout: features [T, 2D] -> cas float64 [T, C+1] logits, attention float64 [T]."""
     device = next(network.parameters()).device
     scores = network.eval()(as_input(features, 2 * network.width, device)[None])
     return scores.cas[0].double().cpu().numpy(), scores.attention[0].double().cpu().numpy()
 
 
 def co2net_video_score(cas: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """Video score [C] in (0, 1): softmax of the mean of the top T // 10 of cas [T, C+1] * attention [T], background off."""
+    """Video score [C]: softmax over C+1 of the mean of the top max(1, T // 10) of cas [T, C+1] * attention [T]."""
     expect(cas=(torch.from_numpy(cas), "T K"), attention=(torch.from_numpy(attention), "T"))
     x = torch.from_numpy(cas * attention[:, None])
     return mean_of_top(x, 10).softmax(0)[:-1].numpy()

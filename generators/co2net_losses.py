@@ -22,10 +22,10 @@ def suppress(cas: Tensor, attention: Tensor) -> Tensor:
 
 
 def mil_loss(scores: Tensor, labels: Tensor, background: float, part: int = 7) -> Tensor:
-    """Multiple-instance learning [B]: cross-entropy of the top rows' mean scores [B, N, C+1] against the video's labels.
+    """Multiple-instance learning [B]: cross-entropy of the mean of each class's top rows and the video's labels.
 
-    labels [B, C] multi-hot; the target is [labels, background], normalised by its sum + 1e-4. The top rows of a class
-    are its max(1, N // part) largest scores.
+    scores [B, N, C+1]; labels [B, C] multi-hot; the target is [labels, background] over its sum + 1e-4. The
+    top rows of a class are its max(1, N // part) largest scores.
     """
     expect(scores=(scores, "B N K"), labels=(labels, "B C"), actions=(scores[:, :, :-1], "B N C"))
     target = F.pad(labels, (0, 1), value=background)
@@ -57,7 +57,7 @@ def similarity_loss(feat: Tensor, supp: Tensor, labels: Tensor, pairs: int = 3, 
 
 
 def mutual_loss(v_attention: Tensor, f_attention: Tensor) -> Tensor:
-    """Each modality's attention [B, N] learns from the other's: the value is their MSE, each side gets half its slope."""
+    """Either attention [B, N] learns from the other: the value is their MSE, each side gets half its gradient."""
     expect(v_attention=(v_attention, "B N"), f_attention=(f_attention, "B N"))
     return 0.5 * (F.mse_loss(v_attention, f_attention.detach()) + F.mse_loss(f_attention, v_attention.detach()))
 
@@ -69,7 +69,7 @@ def norm_loss(attention: Tensor, v_attention: Tensor, f_attention: Tensor) -> Te
 
 
 def guide_loss(cas: Tensor, attention: Tensor, v_attention: Tensor, f_attention: Tensor) -> Tensor:
-    """Mean of abs(1 - attention - P(background)) over the three attentions [B, N]; P is the softmax of cas [B, N, C+1]."""
+    """Mean of abs(1 - attention - softmax(cas)_background) over the three attentions [B, N]; cas [B, N, C+1]."""
     expect(cas=(cas, "B N K"), attention=(attention, "B N"))
     expect(attention=(attention, "B N"), v_attention=(v_attention, "B N"), f_attention=(f_attention, "B N"))
     background = cas.softmax(2)[:, :, -1]

@@ -1,4 +1,4 @@
-"""LAC (Lee & Byun, ICCV 2021): proposals P_pw from one labelled snippet per instance. Network, points, training, proposals.
+"""LAC (Lee & Byun, ICCV 2021): proposals P_pw from one point an instance. Network, training, proposals.
 
 T snippets of a video, N packed snippets of a batch, C action classes, D width of one modality; features hold RGB in
 the first D columns and flow in the others. All times are in snippets. The sequence search is in ``search.py``.
@@ -7,7 +7,7 @@ the first D columns and flow in the others. All times are in snippets. The seque
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ class LAC(nn.Module):
 
 
 def point_snippets(time: np.ndarray, feature_fps: float, stride: float, fps: float = 1.0) -> np.ndarray:
-    """int64 [n]: the snippets of points given as frame numbers at the video's own rate ``fps``, or in seconds (fps 1)."""
+    """int64 [n]: the snippets of points in frames of the video's own rate ``fps``, or in seconds (fps 1)."""
     return (np.asarray(time) * feature_fps / (fps * stride)).astype(np.int64)
 
 
@@ -144,7 +144,8 @@ def lac_terms(
     """The terms of one video by name without weights, and "total" with them (LAC, 2021, spec 2.5).
 
     scores of its T snippets; label [C] 0/1 of the network's dtype; points bool [T, C]; dense bool [T, C], the labels of
-    the last search, None before the first; draw picks snippets for ``feature_loss``. The pseudo-background comes from ``scores`` themselves.
+    the last search, None before the first; draw picks snippets for ``feature_loss``. The pseudo-background comes from
+    ``scores`` themselves.
     """
     expect(fused=(scores.fused, "T K"), points=(torch.from_numpy(points), "T C"), label=(label, "C"))
     video_score = video_scores(scores.probability[:, :-1], label)
@@ -202,7 +203,7 @@ class LACTrainer(Trainer):
         points: Sequence[np.ndarray],
         width: int,
         seed: int = 0,
-        device: torch.device = torch.device("cpu"),
+        device: Union[str, torch.device] = "cpu",
         settings: Settings = Settings(),
         names: Optional[Sequence[str]] = None,
         videos: Optional[Sequence[str]] = None,
@@ -216,7 +217,7 @@ class LACTrainer(Trainer):
         self.dense: Optional[List[np.ndarray]] = None  # bool [T, C] of each video, from the last search
         for v in range(len(labels)):
             self._check_points(v, f"video {v if videos is None else videos[v]}", names)
-        self.network = LAC(width, labels.shape[1], None, settings.dropout, seed).to(device)
+        self.network = LAC(width, labels.shape[1], None, settings.dropout, seed).to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def _check_points(self, v: int, where: str, names: Optional[Sequence[str]]) -> None:
@@ -314,9 +315,9 @@ def lac_proposals(
     """All proposals of one video, float64 [n, 4] = start, end, class, score, before any suppression (spec 2.7).
 
     fused [T, C+1] and video_score [C] of ``lac_scores``; times in snippets, multiples of 1/24. For each class
-    (``classes``, or those predicted where None) the runs of its fused score above ten thresholds, scored on what is left
-    of it at the threshold, then those of 1 - background at nine thresholds, scored on all of it. Duplicates are kept.
-    faithful: see ``upsample`` and ``find_runs``.
+    (``classes``, or those predicted where None) the runs of its fused score above ten thresholds, scored on what is
+    left of it at the threshold, then those of 1 - background at nine thresholds, scored on all of it. Duplicates are
+    kept. faithful: see ``upsample`` and ``find_runs``.
     """
     fine = upsample(fused, faithful).T
     action = find_runs(1 - fine[-1] >= ACTION_THRESHOLDS[:, None], faithful)

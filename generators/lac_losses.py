@@ -20,7 +20,7 @@ Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]  # first and last snippets
 
 
 def video_scores(probability: Tensor, label: Tensor) -> Tensor:
-    """Video score [C] in training: mean of the top T // 8 of P [T, C]; absent classes (label 0) take the mean over T."""
+    """Video score [C] in training: mean of the top T // 8 of P [T, C], of all T for absent classes (label [C] 0)."""
     expect(probability=(probability, "T C"), label=(label, "C"))
     return torch.where(label > 0, mean_of_top(probability, 8), probability.mean(0))
 
@@ -32,9 +32,9 @@ def video_loss(video_score: Tensor, label: Tensor) -> Tensor:
 
 
 def focal_loss(fused: Tensor, target: Tensor, chosen: Tensor) -> Tensor:
-    """Focal cross-entropy of fused [T, K] and target [T, K] 0/1: summed over K, mean over the snippets chosen, bool [T].
+    """Focal cross-entropy of fused and target (0/1), both [T, K]: sum over K, mean over the snippets ``chosen``.
 
-    The focal weight ((1 - q) y + q (1 - y))^2 takes part in the gradient.
+    chosen bool [T]. The focal weight ((1 - q) y + q (1 - y))^2 takes part in the gradient.
     """
     expect(fused=(fused, "T K"), target=(target, "T K"), chosen=(chosen, "T"))
     q, y = fused[chosen], target[chosen]

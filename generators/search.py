@@ -64,7 +64,7 @@ class Transcript(NamedTuple):
 def transcript(action: np.ndarray, background: np.ndarray) -> Transcript:
     """The transcript of one class from its seeds bool [T] and those of all else bool [T] (no snippet is both).
 
-    The gap between two fixed parts of one kind belongs to them. The first and the last part reach the ends of the video.
+    The gap between two fixed parts of one kind belongs to them. The outer parts reach the ends of the video.
     """
     known = np.flatnonzero(action | background)
     label = action[known].astype(np.int64)

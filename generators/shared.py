@@ -8,7 +8,7 @@ video at a time; only ``Trainer`` and ``mean_of_top`` know torch. Nothing here r
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -92,12 +92,10 @@ def mean_of_top(scores: Tensor, part: int) -> Tensor:
 
 
 def as_input(features: np.ndarray, width: int, device: torch.device) -> Tensor:
-    """The features of one video as a float32 tensor [T, 2D] on ``device``. InputError unless 2D is ``width`` and T > 0."""
+    """Features of one video as a float32 tensor [T, 2D] on ``device``. InputError unless 2D = ``width`` and T > 0."""
     if features.ndim != 2 or features.shape[1] != width or not len(features):
         found = " x ".join(map(str, features.shape))
-        raise InputError(
-            f"features of {found} where T x {width} with T of 1 or more is needed", None, "extract them again"
-        )
+        raise InputError(f"features of {found}, not T x {width} with T of 1 or more", None, "extract them again")
     return torch.from_numpy(np.array(features, dtype=np.float32)).to(device)
 
 
@@ -111,8 +109,8 @@ class Trainer:
     network: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, seed: int, device: torch.device, iterations: int):
-        self.seed, self.device, self.iterations, self.iteration = seed, device, iterations, 0
+    def __init__(self, seed: int, device: Union[str, torch.device], iterations: int):
+        self.seed, self.device, self.iterations, self.iteration = seed, torch.device(device), iterations, 0
 
     def losses(self, iteration: int) -> Dict[str, Tensor]:
         """The terms of one iteration by name, scalars; "total" is the one to minimise."""
