@@ -55,7 +55,7 @@ class Settings:
     mutual_weight: float = 1.0
 
 
-DEMO = Settings(iterations=400, lr=1e-3, rows=100)  # 100 videos of 60 to 240 snippets, 2D = 128
+DEMO = Settings(iterations=800, lr=1e-3, rows=160)  # 100 videos of 60 to 240 snippets, 2D = 128
 
 
 class Scores(NamedTuple):

@@ -32,6 +32,7 @@ from generators.shared import (
     classes_of,
     find_runs,
     mean_of_top,
+    not_finite,
     prefix_sums,
     proposals_of_class,
 )
@@ -246,7 +247,10 @@ class LACTrainer(Trainer):
         videos = self.batch(iteration)
         features = [as_input(self.load(v), self.width, self.device) for v in videos]
         lengths = [len(f) for f in features]
-        parts = [part.split(lengths) for part in self.network(features)]
+        batch = self.network(features)
+        if not batch.fused.isfinite().all():  # the cross-entropy would stop in its own way, and on a GPU for good
+            raise not_finite("a score", iteration)
+        parts = [part.split(lengths) for part in batch]
         rng = stream(self.seed, "lac thirds", iteration)
 
         def draw(first: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -40,11 +40,11 @@ def action_seeds(background: np.ndarray, points: np.ndarray, is_background: np.n
     """bool [T, C]: ``points`` bool [T, C], extended to both sides over snippets with little background (spec 2.3).
 
     background float [T]; is_background bool [T] of ``background_seeds``. An added snippet has all classes of the point
-    that it was reached from.
+    that it was reached from; a point keeps its own and ends the extension of another.
     """
     seeds = points.copy()
     labelled = points.any(axis=1)
-    free = (background <= ACTION_UP_TO) & ~is_background
+    free = (background <= ACTION_UP_TO) & ~is_background & ~labelled
     for point in np.flatnonzero(labelled):
         for step in (-1, 1):
             t = point + step

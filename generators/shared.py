@@ -99,6 +99,13 @@ def as_input(features: np.ndarray, width: int, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(features, dtype=np.float32)).to(device)
 
 
+def not_finite(what: str, iteration: int) -> InputError:
+    """The error of training that has lost its numbers."""
+    return InputError(
+        f"{what} is not finite", f"iteration {iteration}", "lower the learning rate or check the features"
+    )
+
+
 class Trainer:
     """Adam over a network whose losses depend on (seed, iteration) alone, so that a resumed run gives the same bits.
 
@@ -126,8 +133,7 @@ class Trainer:
         values = dict(zip(terms, torch.stack([term.detach().double() for term in terms.values()]).tolist()))
         wrong = [name for name, value in values.items() if not np.isfinite(value)]
         if wrong:
-            todo = "lower the learning rate or check the features"
-            raise InputError(f"the loss {wrong[0]} is not finite", f"iteration {iteration}", todo)
+            raise not_finite(f"the loss {wrong[0]}", iteration)
         self.optimizer.zero_grad()
         terms["total"].backward()
         self.optimizer.step()

@@ -11,6 +11,7 @@ import torch
 
 from generators.lac import (
     LAC,
+    LACTrainer,
     Settings,
     lac_losses,
     lac_proposals,
@@ -20,7 +21,8 @@ from generators.lac import (
     point_snippets,
     upsample,
 )
-from generators.lac_losses import video_scores
+from generators.lac_losses import feature_loss, find_instances, score_losses, video_scores
+from utils.errors import InputError
 
 GOLDEN = Path(os.environ.get("SEAL_GOLDEN", Path(__file__).parent / "golden")) / "proposals"
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -157,3 +159,137 @@ def test_golden_proposals():
         found[:, :2] *= SECONDS
         assert found.shape == video["raw"].shape
         np.testing.assert_allclose(found, video["raw"], **EXACT)
+
+
+def random_video(length, seed=0, num_class=3, width=4):
+    rng = np.random.default_rng(seed)
+    fused = torch.from_numpy(rng.uniform(0.01, 0.99, (length, num_class + 1)))
+    embedded = torch.from_numpy(rng.standard_normal((length, width)))
+    points, dense = rng.random((2, length, num_class)) < 0.3
+    label = torch.from_numpy(points.any(axis=0) | dense.any(axis=0)).double()
+    return torch.from_numpy(rng.uniform(0.01, 0.99, num_class)), fused, embedded, label, points, dense
+
+
+def middle(first, last):
+    return (first + last) // 2
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+@pytest.mark.parametrize("faithful", [False, True])
+def test_terms_and_gradients_are_finite_for_short_videos(length, faithful):
+    for seed in range(20):
+        *leaves, label, points, dense = random_video(length, seed)
+        leaves = [x.requires_grad_() for x in leaves]
+        for labelled in (points, np.zeros_like(points), np.ones_like(points)):
+            terms = lac_losses(*leaves, label, labelled, dense, middle, faithful)
+            terms["total"].backward()
+            assert all(term.isfinite() for term in terms.values())
+            assert all(x.grad is None or x.grad.isfinite().all() for x in leaves)
+
+
+def test_a_video_without_points_or_without_background_has_terms_that_are_zero():
+    *leaves, label, points, _ = random_video(6)
+    terms = lac_losses(*leaves, label, np.zeros_like(points), None, middle)
+    assert all(terms[name] == 0 for name in terms if name not in ("vid", "total"))
+    terms = lac_losses(*leaves, label, np.ones_like(points), None, middle)
+    assert terms["frame_bkg"] == 0 and terms["frame"] > 0
+
+
+def test_gradients_against_finite_differences():
+    _, fused, embedded, label, points, dense = random_video(25, 3)
+    instances = find_instances(dense, range(3))
+    assert torch.autograd.gradcheck(lambda x: tuple(score_losses(x, instances)), fused.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: feature_loss(x, instances, middle), embedded.requires_grad_())
+
+    def frame(x):
+        terms = lac_losses(x[0, :-1] * 0.5, x, embedded.detach(), label, points, None, middle)
+        return terms["frame"], terms["frame_bkg"], terms["vid"]
+
+    assert torch.autograd.gradcheck(frame, fused)
+
+
+def test_the_feature_loss_against_rows_picked_one_by_one():
+    _, _, embedded, _, _, dense = random_video(40, 1)
+    instances = find_instances(dense, [0, 2])
+    expected = []
+    for group in instances:
+        means = []
+        for s, e in zip(group.start, group.end):
+            stretches = [(int(s + k * (e - s) / 3), int(s + (k + 1) * (e - s) / 3)) for k in range(3)]
+            rows = [embedded[(a + max(b, a + 1) - 1) // 2] for a, b in stretches]
+            mean = sum(rows) / 3
+            means.append(mean / mean.norm())
+        loss = []
+        for j in np.flatnonzero(group.is_action):
+            similar = [0 if i == j else torch.exp(means[i] @ means[j] / 0.1) for i in range(len(means))]
+            loss.append(-torch.log(sum(s for s, a in zip(similar, group.is_action) if a) / sum(similar)))
+        expected.append(torch.stack(loss).mean())
+    assert len(expected) == 2
+    torch.testing.assert_close(feature_loss(embedded, instances, middle), sum(expected))
+    torch.testing.assert_close(feature_loss(embedded, instances, middle, faithful=True), expected[-1])
+
+
+def test_a_run_at_the_end_keeps_its_last_snippet_unless_faithful():
+    dense = np.array([[0, 1], [1, 1], [0, 1], [1, 1]], bool)
+    (ours,), (theirs,) = (find_instances(dense, [0, 1], faithful) for faithful in (False, True))
+    assert ours.end.tolist() == [1, 2, 3, 4] and ours.is_action.tolist() == [False, True, False, True]
+    assert theirs.end.tolist() == [1, 2, 3] and theirs.is_action.tolist() == [False, True, False]
+
+
+def test_score_losses_in_float32_are_as_exact_for_a_long_video():
+    rng = np.random.default_rng(0)
+    fused = torch.from_numpy(rng.random((50_000, 2), dtype=np.float32))
+    instances = find_instances(rng.random((50_000, 1)) < 0.5, [0])
+    for single, double in zip(score_losses(fused, instances), score_losses(fused.double(), instances)):
+        torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_short_videos_are_scored_and_proposed(length):
+    model = LAC(6, 4, seed=length)
+    features = np.random.default_rng(length).standard_normal((length, 6)).astype(np.float32)
+    fused, video_score = lac_scores(model, features)
+    assert np.isfinite(fused).all() and np.isfinite(video_score).all()
+    for classes in (None, [3, 1]):
+        found = lac_proposals(fused, video_score, classes)
+        assert len(found) and np.isfinite(found).all()
+        assert (found[:, 0] >= 0).all() and (found[:, 0] < found[:, 1]).all() and (found[:, 1] <= length).all()
+
+
+def test_proposals_are_centred_on_what_they_propose():
+    fused = np.zeros((9, 2))
+    fused[3:6, 0], fused[:, 1] = 0.9, 1 - fused[:, 0]
+    found = lac_proposals(fused, np.ones(1))
+    np.testing.assert_allclose(found[:, :2].mean(axis=1), 4.5, atol=1e-9)
+
+
+def test_points_of_seconds_and_frames_and_those_outside():
+    assert point_snippets(np.array([0.0, 0.63, 0.65]), 25, 16).tolist() == [0, 0, 1]
+    assert point_snippets(np.array([19, 20]), 25, 16, fps=30).tolist() == [0, 1]
+    with pytest.raises(InputError, match="a point in snippet 7 of a video of 7"):
+        point_labels(np.array([7]), np.array([0]), 7, 2)
+    with pytest.raises(InputError, match="of a class outside 0 to 1"):
+        point_labels(np.array([6]), np.array([2]), 7, 2)
+    assert not point_labels(np.zeros(0, int), np.zeros(0, int), 3, 2).any()
+
+
+@pytest.mark.parametrize(
+    ("points", "line"),
+    [
+        ([[5, 0]], r"a point in snippet 5 of a video of 5 \(video b\)"),
+        ([[1, 1]], r"a point of class run, which the video does not have \(video b\)"),
+    ],
+)
+def test_points_that_contradict_the_video_are_refused_in_one_line(points, line):
+    with pytest.raises(InputError, match=line):
+        LACTrainer(None, [5, 5], np.eye(2)[[1, 0]], [[], points], 4, names=["jump", "run"], videos=["a", "b"])
+
+
+def test_shapes_are_checked_before_anything_can_broadcast():
+    *leaves, label, points, dense = random_video(5)
+    with pytest.raises(ValueError, match=r"\[T, 6\]"):
+        LAC(6, 2)([torch.zeros(3, 5)])
+    with pytest.raises(ValueError, match="label"):
+        video_scores(leaves[1], label)
+    with pytest.raises(ValueError):
+        lac_losses(*leaves, label, points[:4], dense, middle)
