@@ -5,7 +5,7 @@ T snippets of one video, C action classes. ``fused`` [T, C+1] are the network's 
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -142,7 +142,8 @@ def search_labels(fused: np.ndarray, points: np.ndarray, budget: int = BUDGET) -
     background = fused[:, -1]
     is_background = background_seeds(background, points.any(axis=1))
     seeds = action_seeds(background, points, is_background)
-    dense, scores = np.zeros_like(points), []  # type: Tuple[np.ndarray, List[float]]
+    dense = np.zeros_like(points)
+    scores: List[float] = []
     others = is_background | seeds.any(axis=1)
     for c in np.flatnonzero(seeds.any(axis=0)):
         parts = transcript(seeds[:, c], others & ~seeds[:, c])
