@@ -28,10 +28,15 @@ EVERY_JSON = [TRAIN, TEST, PROFILE]
 CLASSES, VIDEOS, SUBSET, WEAK, LABELS, SEGMENTS = NPY
 
 
-def hurry(monkeypatch) -> None:
-    """Neither pictures nor fsync: they would take most of the time."""
+def no_drawing(monkeypatch) -> None:
+    """To draw would take most of the time."""
     monkeypatch.setattr(inference, "timeline", lambda *what: None)
     monkeypatch.setattr(inference, "figure_to_array", lambda figure: np.zeros((2, 2, 3), np.uint8))
+
+
+def hurry(monkeypatch) -> None:
+    """Neither pictures nor fsync."""
+    no_drawing(monkeypatch)
     monkeypatch.setattr(files, "_sync", lambda path: None)
 
 
