@@ -203,17 +203,17 @@ def _train(trainer: Trainer, path: Path, state: Dict[str, Dict], board: Board, s
             text = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
             bar.set_description(f"iteration {done}/{total}, {text}", refresh=False)
             bar.update()
-            now = time.monotonic()
+            now, asked = time.monotonic(), stop.asked
             if done % max(1, total // 10) == 0:
                 left = (now - began) / (done - first) * (total - done)
                 log(f"iteration {done}/{total}: {text}; {left:.0f} s left")
-            if stop.asked or done == total or now - saved > SAVE_SECONDS:
+            if asked or done == total or now - saved > SAVE_SECONDS:
                 board.flush()
                 if not all(bool(p.isfinite().all()) for p in trainer.network.parameters()):
                     raise not_finite("a weight", done)
                 save_checkpoint(path, {**trainer.state_dict(), **state})
                 saved = now
-            if stop.asked:
+            if asked:
                 break
 
 

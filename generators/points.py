@@ -41,7 +41,7 @@ def read_points(
         snippet, length = int(point_snippets(at, rate[video], 1, per_second)), int(lengths[video])
         if snippet == length:  # the last, partial snippet of a video has no row
             snippet -= 1
-        if not 0 <= snippet < length:
+        if at < 0 or snippet >= length:
             what = f"a point at {at / per_second:.3f} s of a video of {length / rate[video]:.3f} s"
             raise InputError(what, where, "check its unit and the frame rate of the video")
         found[video].append((snippet, index[label]))
