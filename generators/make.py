@@ -268,10 +268,9 @@ def load_maker(path: Path, device: torch.device) -> Maker:
         settings = type(SETTINGS[method]["demo"])(**info["settings"])
         first = weights["fusion.0.weight" if method == "co2net" else "cls_module.conv_1.0.weight"]
         width, fps, stride = first.shape[1], info["feature_fps"], info["snippet_stride"]
-        good = (
-            len({*classes}) == len(classes) > 0 and all(type(s) is str for s in info["simulated"]) and info["dataset"]
-        )
-        if not good or not all(x is None or 1e-3 <= float(x) < 1e6 for x in (fps, stride)):
+        numbers = all(x is None or 1e-3 <= float(x) < 1e6 for x in (fps, stride)) and 0 <= settings.dropout < 1
+        texts = all(isinstance(x, str) for x in (*info["simulated"], info["dataset"]))
+        if not (numbers and texts and info["trained_on"] and len({*classes}) == len(classes) > 0):
             raise ValueError
         network = _network(method, width, len(classes), settings)
         network.load_state_dict(weights)

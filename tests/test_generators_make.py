@@ -17,6 +17,7 @@ from tests import tiny
 from utils.datasets.proposals import load_proposals
 from utils.errors import InputError
 from utils.files import load_checkpoint
+from utils.tools import benchmark
 
 METHODS = pytest.mark.parametrize("method", ["co2net", "lac"])
 
@@ -232,3 +233,9 @@ def test_the_profile_names_the_settings(root):
     (root / "dataset.json").write_text('{"maker_settings": "other"}')
     with pytest.raises(InputError, match="maker_settings must be one of thumos14, activitynet, demo"):
         open_source("Tiny", str(root))
+
+
+def test_the_benchmark_has_rows_for_both_makers_and_the_search(capsys):
+    benchmark.main("--generators --width 4 --repeats 1 --device cpu".split())
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("step of CO2-Net", "step of LAC", "sequence search", "times the cost"))
