@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from dataset import Dataset, Split, load_dataset, packed_batch
 from eval.classification import accuracy, mean_average_precision, top1_accuracy
 from eval.detection import default_protocol, evaluate_detections, in_protocol
 from eval.postprocess import Candidates, candidates, detect, predicted_classes
+from generators.make import Maker, load_maker
 from losses import TERMS, untrained
 from model import SEAL, check_classes, load_model
 from options import NUMBERS, Options, restore
 from utils.datasets.annotations import read_annotations
-from utils.datasets.features import Features
+from utils.datasets.features import feature_names, folder_features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile
 from utils.datasets.proposals import load_proposals, read_results, windows
 from utils.datasets.rates import fitting
@@ -120,31 +121,32 @@ def pictures(data: Dataset, detections: Segments, number: int = 3) -> Iterator[T
 
 
 def unlabelled_split(
-    features: Sequence[Path], proposals: str, feature_size: int, profile: Profile, roi_size: int, fix: bool = False
+    features: Sequence[Path],
+    proposals: Union[str, Maker],
+    feature_size: int,
+    profile: Profile,
+    roi_size: int,
+    fix: bool = False,
 ) -> Split:
     """Videos that have features and proposals, as a split without labels; nothing is cached.
 
     features: folder of per-video files, or one of RGB and one of flow. proposals: JSON in seconds, or "windows":
-    multi-scale windows of every video. profile: says the rate of the features. Raises InputError naming file and video.
+    multi-scale windows of every video, or what makes them for every video. profile: says the rate of the features.
+    Raises InputError naming file and video.
     """
-    for folder in features:
-        if not folder.is_dir():
-            raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
-    path, made = Path(proposals), proposals == "windows"
-    names = sorted({p.stem for p in features[0].rglob("*.*")}) if made else list(read_results(path))
-    if not names:
+    maker = proposals if isinstance(proposals, Maker) else None
+    made = maker is not None or proposals == "windows"
+    path = features[0] if made else Path(proposals)
+    names = feature_names(features[0]) if made else list(read_results(path))
+    if not names and not made:
         raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    source = Features(features, names, feature_size, profile.modalities)
-    try:
-        source.length(source.videos[0])
-    except InputError as error:
-        what = f"the checkpoint is for features of width {feature_size}: {error.what}"
-        raise InputError(what, error.where, "use the features it was trained on") from None
+    source = folder_features(features, feature_size, names, profile.modalities)
     snippets = np.asarray([source.length(v) for v in source.videos])
     rate = profile.rates(source.videos, snippets, np.full(len(snippets), np.nan))
     length_s = dict(zip(source.videos, (snippets + 1) / rate))
     if made:
-        segments_s = {v: windows(n) / r for v, n, r in zip(source.videos, snippets, rate)}
+        found = [maker.propose(source.load(v))[:, :2] if maker else windows(n) for v, n in zip(source.videos, snippets)]
+        segments_s = {v: segments / r for v, segments, r in zip(source.videos, found, rate) if len(segments)}
     else:
         found = load_proposals(path, length_s, fix)
         if found.beyond > 1.1:
@@ -172,7 +174,8 @@ def unlabelled_split(
     rows = live_rows(videos, segments, source.load, roi_size)
     for line in source.notes:
         log(line)
-    hashes = {"features": source.signature(videos), "proposals": "windows" if made else file_hash(path)}
+    origin = maker.info["trained_on"] if maker else "windows" if made else file_hash(path)
+    hashes = {"features": source.signature(videos), "proposals": origin}
     labels = np.zeros((len(videos), 0), np.float32)
     return Split(videos, labels, segments, snippets, snippets / rate, rate, rows, hashes)
 
@@ -234,6 +237,17 @@ def test(args: Options, device: torch.device) -> int:
     return 0
 
 
+def check_maker(path: Path, maker: Maker, model: SEAL, classes: Sequence[str]) -> None:
+    """Refuse a proposal maker of another width, or of other classes, than the model (InputError)."""
+    todo = "use the maker of the proposals it was trained on"
+    if maker.width != model.feature_size:
+        what = f"a proposal maker for features of width {maker.width}, a model for {model.feature_size}"
+        raise InputError(what, path, todo)
+    if set(maker.classes) != set(classes):
+        raise InputError("a proposal maker of other classes than the model", path, todo)
+    log(f"proposals by {maker.method}, trained on {maker.info['dataset']}{maker.simulated}")
+
+
 def predict(args: Options, device: torch.device) -> int:
     """Write detections for videos without annotations. Returns the exit status."""
     path = Path(args.pretrained_ckpt)
@@ -254,7 +268,10 @@ def predict(args: Options, device: torch.device) -> int:
         log(f"rate: {profile.feature_fps:g} frames a second, {profile.snippet_stride:g} frames a snippet")
         folders = [Path(f) for f in args.features]
         size = (model.feature_size, profile, args.roi_size, args.fix_proposals)
-        split = unlabelled_split(folders, args.proposals, *size)
+        proposals = args.proposals or load_maker(Path(args.proposals_ckpt), device)
+        if isinstance(proposals, Maker):
+            check_maker(Path(args.proposals_ckpt), proposals, model, info["classes"])
+        split = unlabelled_split(folders, proposals, *size)
         without = untrained(args.losses, args.numbers)
         found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, without)
         record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})
