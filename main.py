@@ -70,7 +70,10 @@ def processes(args: Options) -> Iterator[Group]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except ValueError as error:  # half of what torchrun sets
+        raise InputError(str(error), "WORLD_SIZE in the environment", "start with torchrun") from None
     try:
         yield Group(device, dist.get_rank(), size)
     except RuntimeError as error:
@@ -110,11 +113,10 @@ def train_step(
 
 def adam(model: nn.Module, args: Options) -> torch.optim.Adam:
     """Adam with L2 inside, as the paper; the fused form where this torch has it for the device."""
-    settings = dict(lr=args.lr, weight_decay=args.weight_decay)
     try:
-        return torch.optim.Adam(model.parameters(), fused=True, **settings)
+        return torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     except RuntimeError:
-        return torch.optim.Adam(model.parameters(), **settings)
+        return torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
 
 
 # ---- 3. one run

@@ -92,6 +92,8 @@ OPTIONS = {
         Option("features", str, None, "predict: folder of per-video features, or RGB and flow", "", "DIR", "+"),
         Option("proposals", str, None, "predict: proposals of these videos, seconds; or windows: windows of 2, 4, 8 … "
                "snippets, each half a window after the one before", "", "FILE"),
+        Option("proposals_ckpt", str, None, "predict: instead of --proposals, checkpoint of the proposal maker (python "
+               "proposals.py make) that makes them", "", "FILE"),
         Option("feature_fps", POSITIVE, None, "predict: frames a second (default: the checkpoint's)"),
         Option("snippet_stride", POSITIVE, None, "predict: frames a snippet (default: the checkpoint's)"),
         Option("exp_dir", str, None, "folder of the run (default: output/NAME-RUN_TYPE, next free number)", "", "DIR"),
@@ -230,12 +232,13 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
     found = vars(p.parse_args(argv))
     recipe = RECIPES[found["recipe"]]._asdict()
     args = Options(**{**found, **{name: v for name, v in recipe.items() if found[name] is None}})
-    needs = {"test": ("pretrained_ckpt",), "predict": ("pretrained_ckpt", "features", "proposals")}
+    needs = {"test": ("pretrained_ckpt",), "predict": ("pretrained_ckpt", "features")}
     for name in needs.get(args.run_type, ()):
         if not getattr(args, name):
             p.error(f"--run_type {args.run_type} needs --{name}")
     belongs = {"seeds": ("train",), "resume": ("train",), "pretrained_ckpt": ("test", "predict")}
-    belongs.update({name: ("predict",) for name in ("features", "proposals", "feature_fps", "snippet_stride")})
+    belongs.update({name: ("predict",) for name in ("features", "proposals", "proposals_ckpt", "feature_fps",
+                                                       "snippet_stride")})  # fmt: skip
     for name, run_types in belongs.items():
         if getattr(args, name) and args.run_type not in run_types:
             todo = "; a run continues with --resume" * (name == "pretrained_ckpt")
@@ -245,6 +248,10 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
         (args.roi_size % 6, f"argument --roi_size: {args.roi_size} is no multiple of 6"),
         (args.seeds and len(set(args.seeds)) != len(args.seeds), "argument --seeds: duplicate seed"),
         (args.seeds and args.seed != p.get_default("seed"), "argument --seeds: not beside --seed"),
+        (
+            args.run_type == "predict" and bool(args.proposals) == bool(args.proposals_ckpt),
+            "--run_type predict needs --proposals or --proposals_ckpt, one of them",
+        ),
         (args.features and len(args.features) > 2, "argument --features: one folder, or one of RGB and one of flow"),
     )
     for bad, message in wrong:

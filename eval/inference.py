@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from dataset import Dataset, Split, load_dataset, packed_batch
 from eval.classification import accuracy, mean_average_precision, top1_accuracy
 from eval.detection import default_protocol, evaluate_detections, in_protocol
 from eval.postprocess import Candidates, candidates, detect, predicted_classes
+from generators.make import Maker, load_maker
 from losses import TERMS, untrained
 from model import SEAL, check_classes, load_model
 from options import NUMBERS, Options, restore
 from utils.datasets.annotations import read_annotations
-from utils.datasets.features import Features
+from utils.datasets.features import feature_names, folder_features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile
 from utils.datasets.proposals import load_proposals, read_results, windows
 from utils.datasets.rates import fitting
@@ -120,31 +121,32 @@ def pictures(data: Dataset, detections: Segments, number: int = 3) -> Iterator[T
 
 
 def unlabelled_split(
-    features: Sequence[Path], proposals: str, feature_size: int, profile: Profile, roi_size: int, fix: bool = False
+    features: Sequence[Path],
+    proposals: Union[str, Maker],
+    feature_size: int,
+    profile: Profile,
+    roi_size: int,
+    fix: bool = False,
 ) -> Split:
     """Videos that have features and proposals, as a split without labels; nothing is cached.
 
     features: folder of per-video files, or one of RGB and one of flow. proposals: JSON in seconds, or "windows":
-    multi-scale windows of every video. profile: says the rate of the features. Raises InputError naming file and video.
+    multi-scale windows of every video, or what makes them for every video. profile: says the rate of the features.
+    Raises InputError naming file and video.
     """
-    for folder in features:
-        if not folder.is_dir():
-            raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
-    path, made = Path(proposals), proposals == "windows"
-    names = sorted({p.stem for p in features[0].rglob("*.*")}) if made else list(read_results(path))
-    if not names:
+    maker = proposals if isinstance(proposals, Maker) else None
+    made = maker is not None or proposals == "windows"
+    path = features[0] if made else Path(proposals)
+    names = feature_names(features[0]) if made else list(read_results(path))
+    if not names and not made:
         raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    source = Features(features, names, feature_size, profile.modalities)
-    try:
-        source.length(source.videos[0])
-    except InputError as error:
-        what = f"the checkpoint is for features of width {feature_size}: {error.what}"
-        raise InputError(what, error.where, "use the features it was trained on") from None
+    source = folder_features(features, feature_size, names, profile.modalities)
     snippets = np.asarray([source.length(v) for v in source.videos])
     rate = profile.rates(source.videos, snippets, np.full(len(snippets), np.nan))
     length_s = dict(zip(source.videos, (snippets + 1) / rate))
     if made:
-        segments_s = {v: windows(n) / r for v, n, r in zip(source.videos, snippets, rate)}
+        found = [maker.propose(source.load(v))[:, :2] if maker else windows(n) for v, n in zip(source.videos, snippets)]
+        segments_s = {v: segments / r for v, segments, r in zip(source.videos, found, rate) if len(segments)}
     else:
         found = load_proposals(path, length_s, fix)
         if found.beyond > 1.1:
@@ -172,7 +174,8 @@ def unlabelled_split(
     rows = live_rows(videos, segments, source.load, roi_size)
     for line in source.notes:
         log(line)
-    hashes = {"features": source.signature(videos), "proposals": "windows" if made else file_hash(path)}
+    origin = maker.info["trained_on"] if maker else "windows" if made else file_hash(path)
+    hashes = {"features": source.signature(videos), "proposals": origin}
     labels = np.zeros((len(videos), 0), np.float32)
     return Split(videos, labels, segments, snippets, snippets / rate, rate, rows, hashes)
 
@@ -182,9 +185,11 @@ def unlabelled_split(
 
 def info_of(data: Dataset, options: Mapping[str, object], epoch: int) -> Dict[str, object]:
     """What a checkpoint carries beside its weights: all that prediction needs, and what trained it."""
-    rate = {name: getattr(data.profile, name) for name in ("feature_fps", "snippet_stride")}
-    trained_with = {name: options[name] for name in TRAINED_WITH}
-    return {"classes": list(data.classes), **rate, "epoch": epoch, "options": trained_with}
+    profile, trained_with = data.profile, {name: options[name] for name in TRAINED_WITH}
+    one_rate = not profile.rescaled and not isinstance(profile.feature_fps, dict)
+    rate = {"feature_fps": profile.feature_fps if one_rate else None, "snippet_stride": profile.snippet_stride}
+    modalities = {"modalities": profile.modalities or 2}
+    return {"classes": list(data.classes), **rate, **modalities, "epoch": epoch, "options": trained_with}
 
 
 def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
@@ -195,9 +200,10 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
         return model, args, info
     try:
         trained = restore(args, {name: info["options"][name] for name in TRAINED_WITH}, tuple(TERMS))
-        rate = {name: float(info[name]) for name in ("feature_fps", "snippet_stride")}
+        said = {name: info[name] for name in ("feature_fps", "snippet_stride", "modalities")}
         classes = [str(name) for name in info["classes"]]
-        if not all(1e-3 <= x < 1e6 for x in rate.values()) or not len({*classes}) == len(classes) == model.num_class:
+        good = all(x is None or type(x) in (int, float) and 1e-3 <= x < 1e6 for x in said.values())
+        if not good or not len({*classes}) == len(classes) == model.num_class:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         todo = "save it again, or use its bare state_dict"
@@ -206,7 +212,7 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
     differ = [f"{name} {value}" for name, value in sorted(vars(trained).items()) if given[name] != value]
     if differ:
         log(f"trained with other options, which hold here: {', '.join(differ)}")
-    return model, trained, {**rate, "classes": classes}
+    return model, trained, {**said, "classes": classes}
 
 
 def test(args: Options, device: torch.device) -> int:
@@ -231,12 +237,23 @@ def test(args: Options, device: torch.device) -> int:
     return 0
 
 
+def check_maker(path: Path, maker: Maker, model: SEAL, classes: Sequence[str]) -> None:
+    """Refuse a proposal maker of another width, or of other classes, than the model (InputError)."""
+    todo = "use the maker of the proposals it was trained on"
+    if maker.width != model.feature_size:
+        what = f"a proposal maker for features of width {maker.width}, a model for {model.feature_size}"
+        raise InputError(what, path, todo)
+    if set(maker.classes) != set(classes):
+        raise InputError("a proposal maker of other classes than the model", path, todo)
+    log(f"proposals by {maker.method}, trained on {maker.info['dataset']}{maker.simulated}")
+
+
 def predict(args: Options, device: torch.device) -> int:
     """Write detections for videos without annotations. Returns the exit status."""
     path = Path(args.pretrained_ckpt)
     model, args, info = load_trained(args)
     if info:
-        profile = Profile(feature_fps=info["feature_fps"], snippet_stride=info["snippet_stride"], modalities=2)
+        profile = Profile(**{name: info[name] for name in ("feature_fps", "snippet_stride", "modalities")})
     else:  # what a bare checkpoint does not say comes from the dataset it is for
         root = dataset_root(args.dataset_name, args.dataset_root)
         profile = load_profile(args.dataset_name, root)
@@ -244,12 +261,17 @@ def predict(args: Options, device: torch.device) -> int:
         info = {"classes": list(classes)}
     given = {name: getattr(args, name) for name in ("feature_fps", "snippet_stride") if getattr(args, name)}
     profile = replace(profile, **given)
+    if not isinstance(profile.feature_fps, (int, float)):
+        raise InputError("trained on videos with a rate each, which says nothing of these", path, "give --feature_fps")
     check_classes(path, model, info, info["classes"])
     with experiment(args.exp_dir, "predict", "predict") as folder:
         log(f"rate: {profile.feature_fps:g} frames a second, {profile.snippet_stride:g} frames a snippet")
         folders = [Path(f) for f in args.features]
         size = (model.feature_size, profile, args.roi_size, args.fix_proposals)
-        split = unlabelled_split(folders, args.proposals, *size)
+        proposals = args.proposals or load_maker(Path(args.proposals_ckpt), device)
+        if isinstance(proposals, Maker):
+            check_maker(Path(args.proposals_ckpt), proposals, model, info["classes"])
+        split = unlabelled_split(folders, proposals, *size)
         without = untrained(args.losses, args.numbers)
         found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, without)
         record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})

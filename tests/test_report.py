@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from utils.datasets.profile import ACTIVITYNET_TIOU, THUMOS_TIOU
-from utils.errors import some
 from utils.run.report import REPORTED, aligned, columns, headline, row, spread, table, tags
 
 SPANS = ("0.1:0.5", "0.3:0.7", "0.1:0.7")
@@ -33,13 +32,13 @@ def test_columns_and_rows_are_the_authors_in_their_order():
         ).split()
     )
     cells = dict(zip(head, row(metrics())))
-    assert len(row(metrics())) == len(head) and cells["epoch"] == "40"
-    assert (cells["mAP@0.3"], cells["AVG(0.1:0.7)"], cells["cls-mAP"], cells["cls-acc"]) == (
+    assert len(row(metrics())) == len(head)
+    assert [cells[name] for name in ("epoch", "mAP@0.3", "AVG(0.1:0.7)", "cls-acc")] == [
+        "40",
         "50.00",
         "30.00",
-        "90.00",
         "80.00",
-    )
+    ]
     assert columns(ACTIVITYNET_TIOU, ["0.5:0.95"])[1:4] == ["mAP@0.5", "mAP@0.55", "mAP@0.6"]
 
 
@@ -105,7 +104,5 @@ def test_reported_averages_follow_from_the_reported_thresholds():
             assert np.mean(numbers[part]) == pytest.approx(average, abs=0.06)
 
 
-def test_lines_are_aligned_and_names_shortened():
+def test_lines_are_aligned():
     assert aligned([["a", "bb"], ["ccc", "d"]]) == ["a    bb", "ccc   d"]
-    assert some(["a", "b"]) == "a, b" and some(list("abcdefg"), 2) == "a, b and 5 more"
-    assert some(["\x1b[31m"]) == "\\x1b[31m"

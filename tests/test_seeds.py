@@ -92,11 +92,11 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other_also_after_a_stop(ro
     command = [sys.executable, str(Path(main.__file__)), *words]
     states = [tmp_path / "jobs" / f"seed{n}" / "ckpt" / "last_state.pt" for n in (0, 1)]
     started = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not all(path.exists() for path in states) and started.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to all of its processes
-    said = started.communicate(timeout=60)[1]
+    said = started.communicate(timeout=300)[1]
     assert "Traceback" not in said and "interrupted" not in said, said
     assert started.returncode == (130 if "stopped in epoch" in said else 0), said  # one may have been through already
     run(copy, tmp_path / "jobs", "--seeds", 0, 1, "--resume", epochs=100)

@@ -18,6 +18,7 @@ from utils.datasets.world import generator, make_events, make_features, make_pro
 from utils.errors import InputError
 from utils.files import load_array, load_json
 from utils.segments import tiou
+from utils.tools.convert import to_json
 
 VIDEOS = (24, 12)
 
@@ -128,8 +129,11 @@ def test_neither_modality_gives_the_instances_away(demo):
 
 
 def test_a_finished_demo_is_never_overwritten_and_a_failed_one_leaves_nothing(tmp_path, monkeypatch):
-    make_demo(tmp_path / "Demo", progress=False, videos=(1, 1), width=4)
+    make_demo(tmp_path / "Demo", proposals_root=tmp_path / "here", progress=False, videos=(1, 1), width=4)
     before = contents(tmp_path)
+    assert sorted(name for name in before if name.endswith(".json")) == [
+        f"here/Proposals_Demo_{split}.json" for split in ("test", "train")
+    ]
     with pytest.raises(InputError, match="exists already"):
         make_demo(tmp_path / "Demo", seed=1, progress=False, videos=(1, 1), width=4)
 
@@ -139,21 +143,12 @@ def test_a_finished_demo_is_never_overwritten_and_a_failed_one_leaves_nothing(tm
     monkeypatch.setattr("utils.datasets.world.make_features", fail)
     with pytest.raises(KeyboardInterrupt):
         make_demo(tmp_path / "Other", progress=False, videos=(1, 1), width=4)
-    assert contents(tmp_path) == before and [p.name for p in tmp_path.iterdir()] == ["Demo"]
-
-
-def test_of_two_processes_that_make_one_folder_neither_spoils_the_other(tmp_path):
-    with pytest.raises(OSError), new_folder(tmp_path / "made") as slow:
+    with pytest.raises(OSError), new_folder(tmp_path / "made") as slow:  # another process is faster
         (slow / "file").write_text("slow")
         (tmp_path / "made").mkdir()
         (tmp_path / "made" / "file").write_text("fast")
-    assert contents(tmp_path) == {"made/file": b"fast"}
-
-
-def test_proposals_go_where_they_are_wanted(tmp_path):
-    make_demo(tmp_path / "Demo", proposals_root=tmp_path / "here", progress=False, videos=(1, 1), width=4)
-    assert sorted(contents(tmp_path / "here")) == ["Proposals_Demo_test.json", "Proposals_Demo_train.json"]
-    assert not list((tmp_path / "Demo").glob("*.json"))
+    assert contents(tmp_path) == {**before, "made/file": b"fast"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Demo", "here", "made"]
 
 
 # ---- features for annotations that exist
@@ -259,21 +254,12 @@ def test_a_limit_keeps_a_training_video_of_every_class_that_has_one_or_is_refuse
         assert {c for i in annotations.of("validation") for c in annotations.labels[i]} == has
 
 
-def as_json(root: Path, path: Path, subsets: dict) -> Path:
-    """The Demo's annotations in ActivityNet's form, with its names of the subsets."""
-    annotations, instances = read(root)
-    database = {}
-    for i, video in enumerate(annotations.videos):
-        timed = [{"segment": s.tolist(), "label": CLASSES[c]} for s, c in zip(*instances.of(video)[:2])]
-        subset = subsets[annotations.subset[i]]
-        database[video] = {"subset": subset, "duration": annotations.duration_s[i], "annotations": timed}
-    path.write_text(json.dumps({"database": database}))
-    return path
-
-
 def test_one_file_of_annotations_is_named_after_the_folder_and_its_profile_goes_along(tmp_path, demo):
     (tmp_path / "in").mkdir()
-    path = as_json(demo, tmp_path / "in" / "some.v1-2.json", {"validation": "training", "test": "validation"})
+    annotations, instances = read(demo)
+    subset = tuple({"validation": "training", "test": "validation"}[name] for name in annotations.subset)
+    path = tmp_path / "in" / "some.v1-2.json"
+    path.write_text(json.dumps(to_json(dataclasses.replace(annotations, subset=subset), instances)))
     for out, name, expected in (("ActivityNet1.2", None, "ActivityNet1.2"), ("x", "ActivityNet1.3", "ActivityNet1.3")):
         made, profile = simulate(path, tmp_path / out, width=2, name=name, progress=False)
         assert made == expected and profile == PROFILES[expected] == load_profile(expected, tmp_path / out)
@@ -286,3 +272,14 @@ def test_one_file_of_annotations_is_named_after_the_folder_and_its_profile_goes_
     profile = load_profile("mine", tmp_path / "mine")
     assert (profile.train_subset, profile.snippet_stride, profile.annotations) == ("training", 8, None)
     assert proposals_file("mine", profile, "train").is_file()
+
+
+def test_rates_by_video_and_rescaled_features_are_simulated(tmp_path):
+    source = annotated(tmp_path)
+    videos = [path.stem for path in (tmp_path / "made" / "Demo-I3D-JOINTFeatures").glob("*.npy")]
+    for fields, snippets in (({"rescaled": True}, {100}), ({"feature_fps": dict.fromkeys(videos, 0.001)}, {1})):
+        (tmp_path / "dataset.json").write_text(json.dumps({**fields, "round_ground_truth": False}))
+        out = tmp_path / str(snippets)
+        simulate(source, out, width=2, proposals=3, progress=False)
+        made = (out / "Demo-I3D-JOINTFeatures").glob("*.npy")
+        assert {len(np.load(path)) for path in made} == snippets and load_profile("Demo", out).proposals_root

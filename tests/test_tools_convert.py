@@ -13,13 +13,15 @@ from tests.outcome import outcome, refused
 from utils.datasets.annotations import Annotations, read_annotations, write_annotations
 from utils.datasets.features import Features
 from utils.errors import InputError
+from utils.formats import FORMS
 from utils.segments import Segments
 from utils.tools.convert import main
 
 
 def run(kind, source, target, *more):
     sources = source if isinstance(source, list) else [source]
-    main([kind, "--from", *map(str, sources), "--to", str(target), *map(str, more)])
+    form = ["--to", "activitynet" if target.suffix == ".json" else "npy"] if kind == "annotations" else []
+    main([kind, *map(str, sources), *form, "--out", str(target), *map(str, more)])
 
 
 def features(root, source, target, *more):
@@ -195,8 +197,53 @@ def test_a_joint_array_needs_every_video_and_says_which_are_missing(root):
         features(root, root / "Tiny-I3D-JOINTFeatures", root / "joint.npy")
 
 
-@pytest.mark.parametrize("target, sources, words", [("joint", 1, "end in .npy"), ("joint.npy", 3, "one path, or the")])
+@pytest.mark.parametrize("target, sources, words", [("joint", 1, "end in .npy"), ("joint.npy", 3, "give one, or the")])
 def test_arguments_that_make_no_sense_are_refused(root, target, sources, words):
     folder, annotations = root / "Tiny-I3D-JOINTFeatures", root / "Tiny-Annotations"
-    argv = ["features", "--annotations", annotations, "--from", *[folder] * sources, "--to", root / target]
+    argv = ["features", *[folder] * sources, "--annotations", annotations, "--out", root / target]
     refused(outcome(main, argv), words)
+
+
+# ---- forms of other programs
+
+
+def test_detections_go_into_every_form_and_nothing_is_overwritten(tmp_path, capsys):
+    entries = [{"segment": [1.5, 2.0], "label": "run", "score": 0.9}, {"segment": [3, 4], "label": "hop", "score": 0.1}]
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps({"version": "x", "results": {"v": entries, "w": []}}))
+    for form in FORMS:
+        main(["detections", str(path), "--to", form, "--fps", "25"])
+    names = {f"detections-{form}{FORMS[form].suffix if FORMS[form].whole else ''}" for form in FORMS}
+    assert {p.name for p in tmp_path.iterdir()} == names | {path.name}
+    assert sorted(p.name for p in (tmp_path / "detections-vtt").iterdir()) == ["v.vtt", "w.vtt"]
+    assert json.loads((tmp_path / "detections-activitynet.json").read_text())["external_data"] == {}
+    assert "2 detections in 2 videos" in capsys.readouterr().out
+    main(["detections", str(tmp_path / "detections-fiftyone.json"), "--to", "csv", "--min_score", "0.5"])
+    lines = (tmp_path / "detections-fiftyone-csv.csv").read_text().splitlines()
+    assert lines == ["video,label,start,end,score", "v,run,1.5,2.0,0.9"]
+    for form in ("csv", "vtt"):
+        refused(outcome(main, ["detections", path, "--to", form]), "exists already")
+    refused(outcome(main, ["detections", path, "--to", "labelstudio", "--out", tmp_path / "x.json"]), "--fps")
+    (tmp_path / "other.json").write_text("{}")
+    refused(outcome(main, ["detections", tmp_path / "other.json", "--to", "csv"]), "not a file of detections")
+
+
+@pytest.mark.parametrize("form", ["csv", "fiftyone", "via"])
+def test_annotations_of_labelling_tools_make_a_round_trip(root, form):
+    source, there = root / "Tiny-Annotations", root / f"there{FORMS[form].suffix}"
+    main(["annotations", str(source), "--to", form, "--out", str(there), "--suffix", ".mp4"])
+    main(["annotations", str(there), "--subset", "training", "--to", "npy", "--out", str(root / "back")])
+    before, after = read_annotations(source), read_annotations(root / "back")
+    assert set(after.annotations.subset) == {"training"} and np.isnan(after.annotations.duration_s).all()
+    assert after.annotations.classes == before.annotations.classes
+    for video in before.annotations.videos:
+        for x, y in zip(before.instances.of(video)[:2], after.instances.of(video)[:2]):
+            np.testing.assert_array_equal(x, y)
+    words = ["annotations", there, "--to", "activitynet", "--out", root / "x.json"]
+    refused(outcome(main, words), "name no subset", "--subset")
+
+
+def test_features_of_videos_that_a_labelling_tool_lists(root):
+    main(["annotations", str(root / "Tiny-Annotations"), "--to", "fiftyone", "--out", str(root / "labels.json")])
+    run("features", root / "Tiny-I3D-JOINTFeatures", root / "joint.npy", "--annotations", root / "labels.json")
+    assert len(np.load(root / "joint.npy", allow_pickle=True)) == 8

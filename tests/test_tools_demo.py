@@ -32,7 +32,9 @@ def test_the_printed_command_trains(tmp_path, capsys):
 
     make_demo(tmp_path / "made", progress=False, videos=(24, 6), width=2)
     json = tmp_path / "some.v1-2.json"
-    convert.main(["annotations", "--from", str(tmp_path / "made" / "Demo-Annotations"), "--to", str(json)])
+    convert.main(
+        ["annotations", str(tmp_path / "made" / "Demo-Annotations"), "--to", "activitynet", "--out", str(json)]
+    )
     json.write_text(
         json.read_text().replace('"test"', '"B"').replace("validation", "training").replace("B", "validation")
     )

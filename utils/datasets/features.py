@@ -225,3 +225,27 @@ def open_features(
             raise InputError("features twice, as a folder and as a file", file, todo)
         sources = [folder if folder.is_dir() else file]
     return Features(sources, annotations.videos, feature_size, profile.modalities)
+
+
+def feature_names(folder: Path) -> List[str]:
+    """Names of the files in a folder of per-video features. InputError where it is none."""
+    if not folder.is_dir():
+        raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
+    return sorted({path.stem for path in folder.rglob("*.*")})
+
+
+def folder_features(
+    folders: Sequence[Path], width: int, names: Sequence[str], modalities: Optional[int] = 2
+) -> Features:
+    """Features of the videos ``names`` for a checkpoint of width 2D = ``width``. InputError for another width."""
+    for folder in folders:
+        feature_names(folder)
+    if not names:
+        raise InputError("an empty folder", folders[0], f"forms that are read: {' '.join(SUFFIXES)}")
+    features = Features(folders, names, width, modalities)
+    try:
+        features.length(features.videos[0])
+    except InputError as error:
+        what = f"the checkpoint is for features of width {width}: {error.what}"
+        raise InputError(what, error.where, "use the features it was trained on") from None
+    return features

@@ -13,6 +13,7 @@ from utils.errors import InputError, some
 from utils.files import load_json
 
 THUMOS_TIOU = tuple(np.linspace(0.1, 0.7, 7).tolist())
+MAKER_SETTINGS = ("thumos14", "activitynet", "demo")
 ACTIVITYNET_TIOU = tuple(np.linspace(0.5, 0.95, 10).tolist())
 WHERE_FROM = "README, 'THUMOS14 from download to table' or 'Own data', says where each file comes from"
 
@@ -33,6 +34,7 @@ class Profile:
     proposals_root: Optional[str] = None  # folder of Proposals_NAME_{train,test}.json
     annotations: Optional[str] = None  # folder, JSON or CSV; default NAME-Annotations, else the root's one JSON or CSV
     features: Optional[Tuple[str, ...]] = None  # one source or (RGB, flow); default NAME-I3D-JOINTFeatures
+    maker_settings: str = "thumos14"  # how proposal makers train: as published for that dataset, or as for the demo
 
     @property
     def snippets_per_second(self) -> float:
@@ -61,12 +63,14 @@ class Profile:
         return np.full(len(videos), self.snippets_per_second)
 
 
-_ACTIVITYNET = Profile("training", "validation", modalities=2, tiou_thresholds=ACTIVITYNET_TIOU)
+_ACTIVITYNET = Profile(
+    "training", "validation", modalities=2, tiou_thresholds=ACTIVITYNET_TIOU, maker_settings="activitynet"
+)
 PROFILES = {
     "Thumos14reduced": Profile(modalities=2, proposals_root="proposals4Thumos14", round_ground_truth=True),
     "ActivityNet1.2": _ACTIVITYNET,
     "ActivityNet1.3": _ACTIVITYNET,
-    "Demo": Profile(modalities=2, round_ground_truth=True),
+    "Demo": Profile(modalities=2, round_ground_truth=True, maker_settings="demo"),
 }
 
 
@@ -140,6 +144,7 @@ _RULES = {
     "proposals_root": (_is_path, "a path"),
     "annotations": (_is_path, "a path"),
     "features": (lambda value: value is None or _are_strings(value) and 0 < len(value) <= 2, "a path, or [RGB, flow]"),
+    "maker_settings": (lambda value: value in MAKER_SETTINGS, f"one of {', '.join(MAKER_SETTINGS)}"),
 }
 
 

@@ -41,8 +41,8 @@ class Plan(NamedTuple):
     profile: Profile
     seed: int
 
-    def walk(self) -> Iterator[Tuple[str, float, float, np.ndarray, world.Events]]:
-        """(video, duration in seconds, snippets per second, segments [n, 2] in seconds, events) of each video."""
+    def walk(self) -> Iterator[Tuple[str, float, float, int, np.ndarray, world.Events]]:
+        """(video, duration in seconds, snippets per second, T, segments [n, 2] in seconds, events) of each video."""
         videos, duration_s, num_class = (
             self.annotations.videos,
             self.annotations.duration_s,
@@ -50,15 +50,10 @@ class Plan(NamedTuple):
         )
         rates = self.profile.rates(videos, np.full(len(videos), RESCALED), duration_s)
         for video, seconds, rate in zip(videos, duration_s.tolist(), rates.tolist()):
-            segment_s, label, _ = self.instances.of(video)
+            (segment_s, label, _), length = self.instances.of(video), max(1, int(seconds * rate + 1e-6))
             rng = world.generator(self.seed, video, "events")
-            events = world.make_events(rng, num_snippets(seconds, rate), segment_s * rate, label, num_class)
-            yield video, seconds, rate, segment_s, events
-
-
-def num_snippets(duration_s: float, rate: float) -> int:
-    """T of a simulated video."""
-    return max(1, int(duration_s * rate + 1e-6))
+            events = world.make_events(rng, length, segment_s * rate, label, num_class)
+            yield video, seconds, rate, length, segment_s, events
 
 
 def make_demo(
@@ -204,8 +199,8 @@ def _write_features(folder: Path, plan: Plan, width: int, dtype: str, progress: 
     shared = world.make_world(plan.seed, len(plan.annotations.classes), width)
     folder.mkdir(parents=True, exist_ok=True)
     count, quiet = len(plan.annotations.videos), None if progress else True
-    for video, seconds, rate, _, events in tqdm(plan.walk(), "simulating features", count, unit="video", disable=quiet):
-        length = num_snippets(seconds, rate)
+    bar = tqdm(plan.walk(), "simulating features", count, unit="video", disable=quiet)
+    for video, _, _, length, _, events in bar:
         features = world.make_features(world.generator(plan.seed, video, "features"), length, events, shared)
         np.save(child(folder, video, ".npy"), features.astype(dtype))
 
@@ -213,7 +208,7 @@ def _write_features(folder: Path, plan: Plan, width: int, dtype: str, progress: 
 def _write_proposals(folder: Path, name: str, plan: Plan, mean_count: int) -> None:
     """Write FOLDER/Proposals_NAME_{train,test}.json with 0.7 to 1.3 times ``mean_count`` proposals a video."""
     splits: Dict[str, Dict] = {plan.profile.train_subset: {}, plan.profile.test_subset: {}}
-    for subset, (video, duration_s, rate, segments_s, events) in zip(plan.annotations.subset, plan.walk()):
+    for subset, (video, duration_s, rate, _, segments_s, events) in zip(plan.annotations.subset, plan.walk()):
         if subset in splits:
             rng = world.generator(plan.seed, video, "proposals")
             distractors_s = np.stack([events.start, events.end], axis=1)[events.distractor] / rate

@@ -56,7 +56,7 @@ def experiment(folder: Optional[str], run_type: str, default: str, resume: bool 
                 if there != run_type:
                     what = f"this folder already holds a run of another kind ({there})"
                     raise InputError(what, path, "name another --exp_dir")
-                if run_type == "train":
+                if run_type in ("train", "make"):
                     todo = "add --resume, or name another --exp_dir"
                     raise InputError("this folder already holds a run", path, todo)
             for part in (path, path / "ckpt", path / "logs"):
@@ -110,16 +110,18 @@ def record(folder: Path, options: Mapping[str, object], device: torch.device, in
     write_json(folder / "environment.json", found)
 
 
-def load_state(path: Path, options: Mapping[str, object], inputs: Mapping[str, object]) -> Optional[Dict]:
-    """What ``--resume`` continues from; None where nothing is saved yet.
+def load_state(
+    path: Path, options: Mapping[str, object], inputs: Mapping[str, object], form: Mapping[str, type] = STATE
+) -> Optional[Dict]:
+    """What ``--resume`` continues from; None where nothing is saved yet. form: what it holds, with "options", "inputs".
 
     Raises InputError for a foreign file, or if options or inputs that change the result differ.
     """
     if not path.exists():
-        log(f"{path} is not there yet: starting from the first epoch")
+        log(f"{path} is not there yet: starting from the beginning")
         return None
     state = load_checkpoint(path)
-    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in STATE.items()):
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in form.items()):
         raise InputError("not the state of a run", path, "restore the file, or delete it to start this run again")
     for name, new in (("options", options), ("inputs", inputs)):
         unchanged(path, name, state[name], new)

@@ -75,9 +75,7 @@ def timeline(video: str, truth: Segments, found: Segments, duration_s: float, mo
         if not len(group):
             axes.text(length_s / 2, y, text, ha="center", va="center", fontsize=9, color="gray", style="italic")
 
-    axes.set_xlim(0, length_s)
-    axes.set_ylim(rows, 0)
-    axes.set_xlabel("seconds")
+    axes.set(xlim=(0, length_s), ylim=(rows, 0), xlabel="seconds")
     shown = f"detections\nbest {len(found_s)} of {total}" if total > len(found_s) else "detections"
     axes.set_yticks([num_truth / 2, base + num_found / 2], ["ground truth", shown])
     axes.tick_params(axis="y", length=0)

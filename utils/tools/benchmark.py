@@ -22,6 +22,9 @@ from dataset import Split, epoch_order, packed_batch
 from eval.detection import PROTOCOLS, evaluate_detections
 from eval.inference import score
 from eval.postprocess import candidates, detect
+from generators.co2net import CO2NetTrainer
+from generators.lac import LACTrainer, lac_scores
+from generators.search import search_labels
 from losses import TERMS
 from main import adam, train_step
 from model import SEAL
@@ -158,11 +161,44 @@ def evaluation(model: SEAL, test: Split) -> List[Row]:
     ]
 
 
+def generators(device: torch.device, half: int, repeats: int) -> List[Row]:
+    """Time steps of the proposal makers beside their matrix products, and LAC's sequence search on one core.
+
+    half: D. A row of CO2-Net takes 147 D^2 operations forward and backward (53 forward; the gradient of the input is
+    not needed), one of LAC 48 D^2. Videos have THUMOS14's mean length.
+    """
+    width, length, videos = 2 * half, 326, 32
+    features = stream(0, "benchmark features").random((videos, length, width), dtype=np.float32)
+    labels = np.eye(NUM_CLASS)[np.arange(videos) % (NUM_CLASS // 2)][:, : NUM_CLASS // 2]
+    points = [np.stack([np.arange(10, length, 22), np.full(15, label.argmax())], 1) for label in labels]
+    co2net = CO2NetTrainer(features.__getitem__, labels, width, 0, device)
+    lac = LACTrainer(features.__getitem__, [length] * videos, labels, points, width, 0, device)
+    lac.search()  # the last two terms of its loss need it
+    rows = []
+    for name, trainer, count, flop in (("CO2-Net", co2net, 5000, 147), ("LAC", lac, 16 * length, 48)):
+        trainer.step()  # not timed: it shapes the memory
+        speeds, seconds = [], []
+        for _ in range(repeats):
+            speeds.append(mm_speed(count // 4, width, device, 3))
+            seconds.append(timed(trainer.step, device))
+        ratio = np.median([s * v / (flop * half**2 * count) for s, v in zip(seconds, speeds)])
+        text = f"{ratio:.2f} times the cost of the arithmetic, {flop * half**2 * count / 1e9:,.0f} GFLOP"
+        rows.append((f"step of {name}", f"{np.median(seconds):.3f} s", text))
+    fused, seconds = [lac_scores(lac.network, x)[0] for x in features], []
+    given = [(x, lac.point_label(v, length)) for v, x in enumerate(fused)]
+    for _ in range(repeats):
+        seconds.append(timed(lambda: [search_labels(*one) for one in given], torch.device("cpu")))
+    each = np.median(seconds) / (videos * length)
+    return [*rows, ("sequence search", f"{1e6 * each:.1f} us", "a snippet and class, on one core; published: 300 us")]
+
+
 def run(options: argparse.Namespace, cache_dir: Path) -> List[Row]:
     """Rows of the table."""
     flags = ["--device", options.device, "--amp", options.amp, "--recipe", options.recipe]
     args = parse(flags + ["--share_rows"] * options.share_rows + ["--tf32"] * options.tf32, tuple(TERMS))
     device, width = pick_device(args.device, args.tf32), 2 * options.width
+    if options.generators:
+        return generators(device, options.width, options.repeats)
     splits, rows = [], []
     for name in ("train", "test"):
         proposals = proposals_of(options.proposals_root, name)
@@ -186,6 +222,8 @@ ROWS = """rows of the table, on simulated features; the median where something r
   epoch                  an epoch of training, as a multiple of it
   forward to mAP         an evaluation of the 212 test videos, part by part
   peak memory            of the whole program
+With --generators, instead of these: a training step of CO2-Net and of LAC, as a multiple of the cost of their
+arithmetic at the speed of a plain product, and the time that LAC's sequence search takes.
 
 Two cores at full width need about two minutes; --steps 2 --repeats 1 gives a first impression in half a minute."""
 
@@ -201,6 +239,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     count = number(int, 1)
     add("--steps", type=count, metavar="N", help="steps of an epoch (default: all, 20 for THUMOS14's 200 videos)")
     add("--repeats", type=count, default=3, metavar="N", help="epochs (default: 3, so that one may be disturbed)")
+    add("--generators", action="store_true", help="time the proposal makers instead of SEAL")
     add("--output", metavar="FILE", help="also write the rows as JSON (default: print only)")
     add = parser.add_argument_group("data").add_argument
     text = "folder of Proposals_Thumos14reduced_{train,test}.json (default: drawn, as many as P_w has)"

@@ -117,8 +117,8 @@ def check_annotations(f: Findings, name: str, root: Path, profile: Profile) -> O
     for note in notes:
         f.add("note", note)
     if profile.train_subset == profile.test_subset:
-        what = f"train_subset and test_subset are both {profile.test_subset!r}: every test video is trained on"
-        f.add("note", f"{what}, results say nothing about new ones")
+        text = f"train_subset and test_subset are both {profile.test_subset!r}: every test video is trained on"
+        f.add("note", f"{text}, results say nothing about new ones")
     for role, subset in subsets(profile):
         members = annotations.of(subset)
         if role == "test" and set(annotations.subset) == {profile.train_subset}:
@@ -206,12 +206,12 @@ def check_features(
     duration_s = pd.Series(annotations.duration_s, annotations.videos)[names].to_numpy()
     problems = []
     rates = attempt(problems, profile.rates, names, snippets, duration_s)
-    found = None if rates is None else check_rate(names, snippets, duration_s, profile)
-    if found and found.problem:
-        problems.append(found.problem)
-    elif found:
-        f.add("ok", found.summary)
-        f.names("note", found.off, "video", "off by more than 2 snippets and 5 %")
+    fit = None if rates is None else check_rate(names, snippets, duration_s, profile)
+    if fit and fit.problem:
+        problems.append(fit.problem)
+    elif fit:
+        f.add("ok", fit.summary)
+        f.names("note", fit.off, "video", "off by more than 2 snippets and 5 %")
     f.problems(problems)
     return {} if rates is None else dict(zip(names, (snippets + 1) / rates))
 
@@ -259,8 +259,8 @@ def check_proposals(f: Findings, role: str, videos: Sequence[str], path: Path, l
         return
     mine = {v: loaded.segments_s[v] for v in videos if v in loaded.segments_s}
     if not mine:
-        what = f"{role}: {path} has none for {many(len(videos), 'video')}"
-        f.add("error", f"{what} - is it this split's, with the annotations' names?")
+        text = f"{role}: {path} has none for {many(len(videos), 'video')}"
+        f.add("error", f"{text} - is it this split's, with the annotations' names?")
         return
     level = "note" if loaded.problems else "ok"
     f.add(level, f"{role}: {path}, for {len(mine):,} of {many(len(videos), 'video')}")
