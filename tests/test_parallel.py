@@ -107,3 +107,8 @@ def test_a_killed_process_ends_the_others_in_one_line_and_they_resume_to_the_sam
 def test_more_processes_than_videos_in_a_batch_are_refused(root, tmp_path):
     for process in in_processes(2, tmp_path / "logs", arguments(root, tmp_path / "run", "--batch_size", 1)):
         assert process.status == 2 and "error: batches of fewer videos than the 2 processes" in process.log
+
+
+def test_half_of_what_torchrun_sets_is_one_line(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    main_refuses(arguments(root, tmp_path / "run"), "WORLD_SIZE in the environment", "start with torchrun")

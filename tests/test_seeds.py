@@ -87,8 +87,8 @@ def test_a_stop_says_how_to_go_on_and_seeds_can_be_added_but_not_removed(root, t
 
 def test_side_by_side_gives_the_bits_of_one_after_the_other_also_after_a_stop(root, tmp_path):
     copy = without_test_videos(root, tmp_path / "tiny")
-    calm = run(copy, tmp_path / "calm", "--seeds", 0, 1, epochs=100)
-    words = arguments(copy, tmp_path / "jobs", "--seeds", 0, 1, "--jobs", 2, "--resume", epochs=100)
+    calm = run(copy, tmp_path / "calm", "--seeds", 0, 1, epochs=60)
+    words = arguments(copy, tmp_path / "jobs", "--seeds", 0, 1, "--jobs", 2, "--resume", epochs=60)
     command = [sys.executable, str(Path(main.__file__)), *words]
     states = [tmp_path / "jobs" / f"seed{n}" / "ckpt" / "last_state.pt" for n in (0, 1)]
     started = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
@@ -99,6 +99,6 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other_also_after_a_stop(ro
     said = started.communicate(timeout=300)[1]
     assert "Traceback" not in said and "interrupted" not in said, said
     assert started.returncode == (130 if "stopped in epoch" in said else 0), said  # one may have been through already
-    run(copy, tmp_path / "jobs", "--seeds", 0, 1, "--resume", epochs=100)
+    run(copy, tmp_path / "jobs", "--seeds", 0, 1, "--resume", epochs=60)
     for n in (0, 1):
         assert same(weights_of(calm / f"seed{n}"), weights_of(tmp_path / "jobs" / f"seed{n}"))
