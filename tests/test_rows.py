@@ -14,7 +14,8 @@ import torch
 
 from dataset import packed_batch
 from tests import tiny
-from tests.changes import FEATURES, TRAIN, array, document, split_of
+from tests.changes import array, document, split_of
+from tests.tiny import FEATURES, TRAIN
 from utils.datasets import rows as module
 from utils.datasets.rows import cached_rows
 from utils.datasets.scfe import scfe_input
@@ -71,7 +72,7 @@ def test_changed_inputs_never_serve_stale_rows(root, tmp_path, change):
 
 @pytest.mark.parametrize("more", [["--roi_size", 24], ["--cache_dtype", "float16"]])
 def test_another_roi_size_or_dtype_has_a_cache_of_its_own(root, tmp_path, more):
-    plain, other = rows_of(split_of(root, tmp_path)), rows_of(split_of(root, tmp_path, "train", *more))
+    plain, other = rows_of(split_of(root, tmp_path)), rows_of(split_of(root, tmp_path, *more))
     assert len(folders(tmp_path)) == 2 and other.dtype == torch.float32 and not torch.equal(plain, other)
     assert "float16" not in more or torch.allclose(plain, other, rtol=1e-3, atol=1e-3)
 
@@ -79,7 +80,7 @@ def test_another_roi_size_or_dtype_has_a_cache_of_its_own(root, tmp_path, more):
 def test_values_too_large_for_float16_are_refused_by_name(root, tmp_path):
     array(FEATURE, lambda a: a * 1e5)(root)
     with pytest.raises(InputError, match="too large for float16 .video_00. - use --cache_dtype float32"):
-        split_of(root, tmp_path, "train", "--cache_dtype", "float16")
+        split_of(root, tmp_path, "--cache_dtype", "float16")
     assert not folders(tmp_path) and rows_of(split_of(root, tmp_path)).isfinite().all()
 
 
