@@ -125,9 +125,9 @@ def test_data_of_every_kind(sound, tmp_path, change, more, end):
         assert len(scalars) > 15 and all(np.isfinite(list(values.values())).all() for values in scalars.values())
 
 
-# ---- what a run left: checkpoint, state, descriptors
+# ---- what a run left
 
-CHECKPOINT, STATE, MOTION = "ckpt/best_model.pkl", "ckpt/last_state.pt", "general_motion_descriptors.npy"
+CHECKPOINT, STATE = "ckpt/best_model.pkl", "ckpt/last_state.pt"
 FUSION, STRANGE = "prop_fused_backbone.prop_fusion.0.weight", "not the state of"
 
 
@@ -174,15 +174,6 @@ STATES = [
     case("an optimizer of nothing", saved(STATE, lambda s: s.update(optimizer={})), STATE, STRANGE),
     case("an epoch beyond the last", saved(STATE, lambda s: s.update(epoch=99)), STATE, STRANGE),
 ]
-DESCRIPTORS = [
-    case("cut short", cut(MOTION), MOTION),
-    case("missing", remove(MOTION), same=True),
-    case("of other classes", array(MOTION, lambda d: d[:1]), MOTION, "(1, 4)"),
-    case("NaN", array(MOTION, lambda d: d * np.nan), MOTION),
-    case("zeros", array(MOTION, np.zeros_like)),
-    case("a note that is damaged", write("made_from.json", "{"), "made_from.json"),
-    case("a note of another form", write("made_from.json", "[]"), same=True),
-]
 
 
 @pytest.mark.parametrize("change, more, end", CHECKPOINTS)
@@ -197,12 +188,6 @@ def test_checkpoints_of_every_kind(sound, tmp_path, change, more, end):
 def test_a_damaged_state_is_not_resumed(sound, tmp_path, change, more, end):
     change(Path(shutil.copytree(sound.place / "run", tmp_path / "run")))
     refused(train(sound.root, tmp_path, "--resume", descriptors_root=sound.place / "descriptors"), *end["words"])
-
-
-@pytest.mark.parametrize("change, more, end", DESCRIPTORS)
-def test_descriptors_of_every_kind(sound, tmp_path, change, more, end):
-    change(Path(shutil.copytree(sound.place / "descriptors", tmp_path / "descriptors")))
-    ends_well(train(sound.root, tmp_path), sound, tmp_path, **end)
 
 
 # ---- sizes, places, and the command itself

@@ -24,15 +24,11 @@ def root(tmp_path):
     return tiny.write(tmp_path / "data")
 
 
-# ---- splits
-
-
 def test_a_dataset_is_what_its_files_say(root):
     data = data_of(root)
     assert (data.name, data.classes, data.simulated, data.ambiguous_s) == ("Tiny", ("jump", "throw"), False, {})
     assert [data.train.videos, data.test.videos] == [tuple(f"video_{i:02d}" for i in v) for v in (range(5), (5, 6, 7))]
     np.testing.assert_array_equal(data.train.labels, [[1, 0], [0, 1]] * 2 + [[1, 0]])
-    assert data.train.rate.tolist() == [25 / 16] * 5 and data.train.rows.width == 24
     np.testing.assert_allclose(data.train.num_snippets / data.train.rate, data.train.length_s)
     first = json.loads((root / TRAIN).read_text())["results"]["video_00"][0]["segment"]
     assert data.train.proposals[0][0].tolist() == [round(x * 25 / 16, 2) for x in first]
@@ -52,9 +48,8 @@ def test_excluded_and_featureless_videos_are_no_truth_and_what_is_missing_is_cou
     setting(excluded_videos=["video_06"])(root)
     remove(f"{FEATURES}/video_02.npy")(root)
     remove(f"{FEATURES}/video_07.npy")(root)
-    document(TEST, lambda d: {"results": {**d["results"], "video_05": []}})(root)
-    data = data_of(root)
-    log = capsys.readouterr().err
+    document(TEST, lambda d: d["results"].update(video_05=[]))(root)
+    data, log = data_of(root), capsys.readouterr().err
     assert "video_02" not in data.train.videos and data.truth.videos == ("video_05",)
     assert [len(p) for p in data.test.proposals] == [0, 9] and data.test.scored.tolist() == [1]  # no box is invented
     assert "4 of 5 train videos have features; missing: video_02" in log
@@ -71,16 +66,13 @@ def test_without_test_videos_training_alone_is_left(root, capsys):
 
 def test_where_no_duration_is_known_a_proposal_may_end_with_the_last_partial_snippet(root):
     remove(DURATION)(root)
-    train = data_of(root).train
-    end_s = (train.num_snippets[0] + 1) * 0.64
-    assert train.length_s[0] == pytest.approx(end_s)
-    for late, index in ((0.0, 9), (0.1, 10)):
-        document(TRAIN, lambda d, s=end_s + late: d["results"]["video_00"].append({"segment": [0, s]}))(root)
-        if late:
-            with pytest.raises(InputError, match=f"no segment of a video .*train.json, video_00, index {index}"):
-                data_of(root)
-        else:
+    for late in (0.0, 0.1):
+        end_s = (len(np.load(root / FEATURES / "video_00.npy")) + 1) * 0.64 + late
+        document(TRAIN, lambda d, e=end_s: d["results"]["video_00"].append({"segment": [0, e]}))(root)
+        if not late:
             assert len(data_of(root).train.proposals[0]) == 10
+    with pytest.raises(InputError, match="no segment of a video .*train.json, video_00, index 10"):
+        data_of(root)
 
 
 @pytest.mark.parametrize("flag, words", [("num_class", "2 classes, --num_class 3"), ("feature_size", "not of width 3")])
@@ -92,16 +84,12 @@ def test_a_flag_that_disagrees_with_the_data_is_an_error(root, flag, words):
 def test_the_demo_is_made_on_first_use_and_is_simulated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dataset, "make_demo", lambda *a, **k: make_demo(*a, **k, videos=(6, 3), width=4))
     more = ["--dataset_name", "Demo", "--proposals_root", tmp_path / "proposals"]
-    root = tmp_path / "data" / "Demo"
-    assert data_of(root, None, *more).simulated and (root / "SIMULATED.txt").exists()
-    assert "making the Demo dataset" in capsys.readouterr().err
-    assert len(data_of(root, None, *more).test.videos) == 3 and "making" not in capsys.readouterr().err
+    for made in (True, False):
+        data = data_of(tmp_path / "Demo", None, *more)
+        assert data.simulated and len(data.test.videos) == 3 and ("making" in capsys.readouterr().err) == made
     remove("Proposals_Demo_train.json")(tmp_path / "proposals")
     with pytest.raises(InputError, match="the Demo without its proposals"):
-        data_of(root, None, *more)
-
-
-# ---- batches
+        data_of(tmp_path / "Demo", None, *more)
 
 
 def test_batches_cover_an_epoch_in_an_order_of_its_own_and_drop_the_partial_one():
@@ -115,10 +103,9 @@ def test_batches_cover_an_epoch_in_an_order_of_its_own_and_drop_the_partial_one(
 
 def test_a_packed_batch_holds_each_video_as_it_is_alone(root):
     split = split_of(root)
-    pseudo = (np.arange(5), np.arange(5) % 3)
-    inputs, batch = packed_batch(split, [2, 0], CPU, pseudo)
-    assert batch.packing.counts == (9, 9) and batch.names == ("video_02", "video_00")
-    assert len(inputs.rows) == 16 and batch.pseudo_label.tolist() == [2, 0] and batch.confidence.tolist() == [2, 0]
+    inputs, batch = packed_batch(split, [2, 0], CPU, (np.arange(5), np.arange(5) % 3))
+    assert batch.packing.counts == (9, 9) and batch.names == ("video_02", "video_00") and len(inputs.rows) == 16
+    assert batch.pseudo_label.tolist() == [2, 0] and batch.confidence.tolist() == [2, 0]
     for place, v in enumerate((2, 0)):
         one, alone = packed_batch(split, [v], CPU)
         mine = batch.packing.video == place
@@ -128,17 +115,15 @@ def test_a_packed_batch_holds_each_video_as_it_is_alone(root):
 
 
 def test_max_proposal_takes_a_random_subset_that_everything_downstream_shares(root):
-    split = split_of(root)
+    split, seen = split_of(root), set()
     full, whole = packed_batch(split, [1], CPU)
-    seen = set()
     for epoch in range(6):
         how = dict(max_proposal=4, seed=3, epoch=epoch)
         inputs, batch = packed_batch(split, [1, 0], CPU, **how)
-        one, alone = packed_batch(split, [1], CPU, **how)
-        assert batch.packing.counts == (4, 4) and torch.equal(batch.proposals[:4], alone.proposals)
-        assert torch.equal(inputs.rows[inputs.index[:4]], one.rows[one.index])
-        for proposal, row in zip(alone.proposals, one.rows[one.index]):
+        assert batch.packing.counts == (4, 4)
+        assert torch.equal(batch.proposals[:4], packed_batch(split, [1], CPU, **how)[1].proposals)  # alone: the same
+        for proposal, row in zip(batch.proposals[:4], inputs.rows[inputs.index[:4]]):
             twin = (whole.proposals == proposal).all(1).nonzero()[0, 0]
             assert torch.equal(row, full.rows[full.index[twin]])
-        seen.add(tuple(alone.proposals[:, 0].tolist()))
+        seen.add(tuple(batch.proposals[:4, 0].tolist()))
     assert len(seen) > 1
