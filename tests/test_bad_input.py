@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +32,7 @@ from tests.changes import (
     write,
 )
 from tests.outcome import outcome, read_scalars, refused
-from tests.tiny import CLASSES, DURATION, FEATURE, FEATURES, PROFILE, SEGMENTS, TEST, TRAIN, VIDEOS, WEAK
+from tests.tiny import CLASSES, DURATION, FEATURE, FEATURES, SEGMENTS, TEST, TRAIN, VIDEOS, WEAK
 from utils.files import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -79,18 +77,12 @@ DATA = [
     case("another kind of file", write(TRAIN, "<html>404</html>"), TRAIN),
     case("cut short", cut(SEGMENTS), SEGMENTS),
     case("one label short", array(WEAK, lambda a: a[:-1]), WEAK, "5 labels_all for 6 videos"),
-    case("NaN in JSON", write(PROFILE, '{"feature_fps": NaN}'), PROFILE, "NaN"),
-    case("a profile of another type", setting(feature_fps="25"), PROFILE, "feature_fps must be a number"),
     case("proposals elsewhere", setting(proposals_root="nowhere"), "nowhere", "no such file"),
     case("a name with NUL", setting(annotations="a\0b"), r"a\x00b"),
     case("features of another type and order", array(FEATURE, lambda a: np.asfortranarray(a, ">f8")), same=True),
     case("features transposed", every_feature(lambda f: f.T.copy()), same=True),
     case("features in one array", joint, same=True),
-    case("one array one short", all_of(joint, array(f"{FEATURES}.npy", lambda a: a[:-1])), "5 videos"),
-    case("NaN in features", array(FEATURE, lambda a: a * np.nan), "video_01", "NaN"),
-    case("another width", array(FEATURE, lambda a: a[:, :6]), "video_01", "width 6, not 8"),
     case("no features of a video", remove(FEATURE), log=["3 of 4 train videos have features; missing: video_01"]),
-    case("no features at all", lambda root: shutil.rmtree(root / FEATURES), FEATURES, "no features"),
     case("features of another rate", array(DURATION, lambda a: a * 3),
          log=["4 of 4 train videos have features of another length than their duration", "2 of 2 test"]),
     case("a bad proposal", third(2, 1), TRAIN, "video_00", "index 2", "--fix_proposals"),
@@ -106,6 +98,7 @@ DATA = [
     # numbers at their limits stay finite through the whole path
     case("features of zero", every_feature(np.zeros_like), more=PAPER),
     case("features of -1e4", every_feature(lambda f: f * -1e4), more=PAPER),
+    case("features of 1e5", every_feature(lambda f: f * 1e5), "large for float16 (video_00)", more=PAPER),
     case("features of 1e30", every_feature(lambda f: f * np.float32(1e30)), "is", "epoch 1", "lower --lr"),
     case("a single snippet", ONE_SNIPPET, more=["--feature_size", 8]),
     case("identical proposals", everywhere(lambda i, s, e: [1.0, 3.0])),
@@ -157,12 +150,8 @@ CHECKPOINTS = [
     case("the state of a run", lambda run: (run / STATE).replace(run / CHECKPOINT), CHECKPOINT, "last_model.pkl"),
     case("linear weights, float64", weights(lambda w: (w[..., 0] if w.ndim == 3 else w).double()), same=True),
     case("bfloat16", weights(lambda w: w.bfloat16())),
-    case("no weights", saved(CHECKPOINT, lambda s: {"a": 1}), CHECKPOINT, "not a state_dict"),
-    case("a parameter more", saved(CHECKPOINT, lambda s: s.update(extra=torch.zeros(2))), CHECKPOINT, "extra"),
-    case("NaN", weights(lambda w: w * math.nan), CHECKPOINT, "NaN or Inf"),
     case("weights that overflow", weights(lambda w: w * 1e25), "not finite", "video"),
     case("complex", weights(lambda w: w + 1j), CHECKPOINT, "complex"),
-    case("other classes", info(lambda d: d.update(classes=["a", "throw"])), CHECKPOINT, "other classes"),
     case("options of no kind", info(lambda d: d["options"].update(gamma="x")), CHECKPOINT),
 ]
 STATES = [
@@ -190,19 +179,7 @@ def test_a_damaged_state_is_not_resumed(sound, tmp_path, change, more, end):
     refused(train(sound.root, tmp_path, "--resume", descriptors_root=sound.place / "descriptors"), *end["words"])
 
 
-# ---- sizes, places, and the command itself
-
-
 def test_one_class_one_video_and_one_proposal_train_but_not_in_a_folder_of_no_unicode(tmp_path):
     root = tiny.write(tmp_path / "tiny", videos=2, classes=("jump",), proposals=1)
     assert train(root, tmp_path, batch_size=10).status == 0 and changes.results(tmp_path)
     refused(train(root, tmp_path, exp_dir=os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), "UTF-8", "caf")
-
-
-def test_the_command_itself_ends_in_one_line(sound, tmp_path):
-    root = Path(shutil.copytree(sound.root, tmp_path / "tiny"))
-    write(TRAIN, '{"results": ')(root)
-    command = [sys.executable, Path(main.__file__), *changes.arguments(root, tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and not done.stdout and line.startswith("error: ") and TRAIN in line

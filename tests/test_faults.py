@@ -5,7 +5,6 @@ Each ends in the right result or in one clear line and exit status 2, with all t
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -22,10 +21,10 @@ from tensorboard.summary.writer import event_file_writer
 
 import main
 from tests import changes, tiny
-from tests.changes import array, document, every_feature
+from tests.changes import array, document
 from tests.kills import BITS, all_whole, arguments, differences, left_by
 from tests.outcome import outcome, refused
-from tests.tiny import SEGMENTS, TRAIN, WEAK
+from tests.tiny import FEATURE, TRAIN
 from utils import files
 
 ROOT = Path(main.__file__).parent
@@ -112,26 +111,6 @@ def test_a_limit_on_the_size_of_files_is_one_line(root, tmp_path, calm, limit):
     goes_on_to_the_same_bits(root, tmp_path, calm)
 
 
-def test_every_write_that_fails_is_one_line_and_the_run_goes_on_from_there(root, tmp_path, calm, monkeypatch):
-    """The disk is full at the n-th file that is written, for n all over a run; it has room again for the next try."""
-    real, left = files._sync, 0
-
-    def full(path):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        real(path)
-
-    monkeypatch.setattr(files, "_sync", full)
-    for at in (1, 9, 17, 25):
-        left = at
-        refused(train(root, tmp_path, "--resume"), "No space left on device", str(tmp_path))
-        all_whole(tmp_path / "run")
-        assert not list(tmp_path.rglob("*.tmp")), at
-    goes_on_to_the_same_bits(root, tmp_path, calm)
-
-
 @pytest.mark.parametrize("option", ["--exp_dir", "--cache_dir", "--descriptors_root"])
 @pytest.mark.parametrize("place", ["/proc/nowhere", "file", "file/deeper", "read-only/new"])
 def test_a_place_that_cannot_be_written_is_one_line(root, tmp_path, option, place):
@@ -147,21 +126,14 @@ def test_a_place_that_cannot_be_written_is_one_line(root, tmp_path, option, plac
 # ---- other data, other runs, pipes
 
 
-OTHER = {
-    "train_features": every_feature(lambda a: a + 1),
-    "train_labels": array(WEAK, lambda a: tiny.objects([["throw"], ["jump"]] * 6)),
-    "train_proposals": document(TRAIN, lambda d: d["results"].pop("video_00") and None),
-    "ground_truth": array(SEGMENTS, lambda a: tiny.objects([[[0.5, 1.5]] * len(s) for s in a])),
-}
-
-
-@pytest.mark.parametrize("what", OTHER)
-def test_a_run_is_not_resumed_on_other_data(root, tmp_path, what):
+def test_a_run_is_not_resumed_on_other_features_or_proposals(root, tmp_path):
     data = Path(shutil.copytree(root, tmp_path / "tiny"))
     assert train(data, tmp_path).status == 0
     before = left_by(tmp_path / "run")
-    OTHER[what](data)
-    assert what in refused(train(data, tmp_path, "--resume"), "inputs differ", "last_state.pt")
+    document(TRAIN, lambda d: d["results"].pop("video_00") and None)(data)
+    refused(train(data, tmp_path, "--resume"), "inputs differ", "train_proposals", "last_state.pt")
+    array(FEATURE, lambda a: a + 1)(data)
+    refused(train(data, tmp_path, "--resume"), "inputs differ", "train_features", "last_state.pt")
     assert left_by(tmp_path / "run") == before
 
 
