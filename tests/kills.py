@@ -37,7 +37,7 @@ from utils import files
 from utils.datasets import rows
 from utils.run import experiment
 
-WRITING = {module.__file__ for module in (descriptors, experiment, files, main, rows)}  # where kills are aimed at
+WRITING = {module.__file__ for module in (descriptors, experiment, files, rows)}  # where kills are aimed at
 BITS = ("results.json", "mAP-results.log", "detections.json", "ckpt/last_model.pkl", "ckpt/best_model.pkl")
 
 
@@ -128,7 +128,7 @@ def survive(kills: int, seed: int, folder: Path, more: list) -> dict:
             had_state = (place / "run/ckpt/last_state.pt").exists()
             argv = arguments(root, place, "--resume", *more, save_seconds=float(random.choice([0, 0, 60])))
             number = signal.SIGTERM if random.random() < 0.2 else signal.SIGKILL
-            event = int(events ** random.uniform(0.2, 1)) if left else 0
+            event = 1 + int(events * random.random() ** 1.5) if left else 0
             status = attempt(argv, log, next(seconds), event, number)
             what = f"chain {done['chains']}, event {event} of {events}: status {status}\n{log.read_text()}"
             assert status in ((0, -signal.SIGKILL, -signal.SIGTERM, 130) if left else (0,)), what
