@@ -169,7 +169,11 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only a training run needs it
 
         threading.excepthook = lambda args: None  # tensorboard's writing thread: its exception comes back in flush
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step or 0)
+        try:
+            self.writer = SummaryWriter(str(folder), purge_step=purge_step or 0)
+        except UnicodeEncodeError:
+            todo = "name another --exp_dir"
+            raise InputError("TensorBoard cannot write to a folder whose name is no UTF-8", folder, todo) from None
 
     def text(self, name: str, values: Mapping[str, object]) -> None:
         """Values as text, once, brought to the file."""
