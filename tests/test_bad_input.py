@@ -69,6 +69,7 @@ def renamed(name, in_one_array=False):
 
 
 ONE_SNIPPET = all_of(every_feature(lambda f: f[:1]), array(DURATION, lambda d: d * 0 + 0.64),
+                     array(SEGMENTS, lambda a: tiny.objects([[[0.0, 0.3], [0.2, 0.6]] for _ in a])),
                      everywhere(lambda i, s, e: [0.0, 0.6]))  # fmt: skip
 PAPER = ["--recipe", "paper", "--cache_dtype", "float16"]
 DATA = [
@@ -83,7 +84,8 @@ DATA = [
     case("features transposed", every_feature(lambda f: f.T.copy()), same=True),
     case("features in one array", joint, same=True),
     case("no features of a video", remove(FEATURE), log=["3 of 4 train videos have features; missing: video_01"]),
-    case("features of another rate", array(DURATION, lambda a: a * 3),
+    case("features of another rate", array(DURATION, lambda a: a * 3), "do not fit the rate", "--ignore_rate goes on"),
+    case("features of another rate, ignored", array(DURATION, lambda a: a * 3), more=["--ignore_rate"],
          log=["4 of 4 train videos have features of another length than their duration", "2 of 2 test"]),
     case("a bad proposal", third(2, 1), TRAIN, "video_00", "index 2", "--fix_proposals"),
     case("bad proposals, fixed", all_of(everywhere(lambda i, s, e: [s, e + 99 * (i == 1)]), third(math.nan, 2)),

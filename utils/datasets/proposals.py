@@ -59,8 +59,8 @@ def load_proposals(
             problems.append(InputError("not a list of proposals", where, f"expected {FORM}"))
             continue
         every.append(np.c_[segment_s, np.full(len(segment_s), end_s)])
-        if len(segment_s) and end_s > 0:
-            ratios.append(segment_s[:, 1].max() / end_s)
+        ends = segment_s[np.isfinite(segment_s).all(axis=1), 1]
+        ratios += [ends.max() / end_s] if len(ends) and end_s > 0 else []
         end_s = end_s if np.isfinite(end_s) else np.inf
         start, end = segment_s.T
         inside = np.isfinite(segment_s).all(1) & (start >= 0) & (end > start) & (end <= end_s + SLACK_S)
@@ -88,7 +88,7 @@ def load_proposals(
     table = np.concatenate([np.zeros((0, 3)), *every])
     units = check_units(table[:, :2], table[:, 2], "proposals", path)
     problems = problems if units is None else [units]
-    beyond = float(np.nanmedian(ratios)) if ratios else 0.0
+    beyond = float(np.median(ratios)) if ratios else 0.0
     return Proposals(found, [f"{path}: {count} {text}" for count, text in notes if count], problems, beyond)
 
 
