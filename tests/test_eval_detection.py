@@ -82,6 +82,12 @@ def drawn(seed, instances, detections, videos, num_class, ticks):
     return columns(instances), columns(detections), rng.integers(0, 8, detections) / 8
 
 
+def one_video(*segments):
+    """Segments of one video and one class."""
+    none = np.zeros(len(segments), int)
+    return Columns(none, np.array(segments, dtype=float), none)
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -97,40 +103,36 @@ def test_any_input_agrees_with_the_official_rule(seed, instances, detections, vi
     np.testing.assert_allclose(fast, by_class(truth, found, score, num_class, TIOUS), rtol=0, atol=1e-12)
 
 
-def test_long_chains_of_rejections_and_small_blocks_change_nothing(monkeypatch):
+@pytest.mark.parametrize("at_once", [2_000_000, 1000, 1])
+def test_long_chains_of_rejections_and_small_blocks_change_nothing(monkeypatch, at_once):
     truth, found, score = drawn(7, 60, 400, 1, 2, 12)
-    expected = by_class(truth, found, score, 2, TIOUS)
-    for at_once in (2_000_000, 1000, 1):
-        monkeypatch.setattr(module, "PAIRS_AT_ONCE", at_once)
-        np.testing.assert_allclose(average_precision(truth, found, score, 2, TIOUS), expected, rtol=0, atol=1e-12)
+    monkeypatch.setattr(module, "PAIRS_AT_ONCE", at_once)
+    fast = average_precision(truth, found, score, 2, TIOUS)
+    np.testing.assert_allclose(fast, by_class(truth, found, score, 2, TIOUS), rtol=0, atol=1e-12)
 
 
-def test_equal_tious_go_to_the_later_instance():
-    truth = Columns(np.zeros(2, int), np.array([[0.0, 4.0], [8.0, 12.0]]), np.zeros(2, int))
-    # the first detection meets both with tIoU 1/3 and takes the later one, so that the second finds the earlier free
-    found = Columns(np.zeros(2, int), np.array([[0.0, 12.0], [0.0, 4.0]]), np.zeros(2, int))
-    assert average_precision(truth, found, np.array([0.9, 0.8]), 1, [0.3]) == [[1.0]]
-    found = found._replace(segment=np.array([[0.0, 12.0], [8.0, 12.0]]))
-    assert average_precision(truth, found, np.array([0.9, 0.8]), 1, [0.3]) == [[0.5]]
+@pytest.mark.parametrize("second, ap", [((0, 4), 1.0), ((8, 12), 0.5)])
+def test_equal_tious_go_to_the_later_instance(second, ap):
+    # the first detection meets both with tIoU 1/3 and takes the later one: only the earlier is left for the second
+    truth, found = one_video((0, 4), (8, 12)), one_video((0, 12), second)
+    assert average_precision(truth, found, np.array([0.9, 0.8]), 1, [0.3]) == [[ap]]
 
 
 def test_what_rounding_emptied_cannot_be_found():
-    empty = Columns(np.zeros(1, int), np.array([[3.0, 3.0]]), np.zeros(1, int))
-    assert average_precision(empty, empty, np.ones(1), 1, [0.1]) == [[0.0]]
+    assert average_precision(one_video((3, 3)), one_video((3, 3)), np.ones(1), 1, [0.1]) == [[0.0]]
 
 
 def test_input_that_does_not_fit_is_refused():
     good, _, _ = drawn(0, 40, 0, 3, 3, 12)
     score = np.ones(40)
-    bad = [
+    for arguments in (
         (good._replace(segment=good.segment[:5]), good, score, 3, [0.5]),
         (good, good._replace(segment=np.full((40, 2), np.nan)), score, 3, [0.5]),
         (good, good, score, 1, [0.5]),
         (good, good, score[:3], 3, [0.5]),
         (good, good, np.full(40, np.nan), 3, [0.5]),
         (good, good, score, 3, [0.0]),
-    ]
-    for arguments in bad:
+    ):
         with pytest.raises(ValueError):
             average_precision(*arguments)
 
@@ -138,9 +140,8 @@ def test_input_that_does_not_fit_is_refused():
 # ---- golden numbers and real data -----------------------------------------------------------------------------------
 
 
-def test_golden_detection_map(golden, shared):
-    folder = golden if (golden / "detections.csv").is_file() else shared / "golden"
-    root = shared / "data/Thumos14reduced"
+def test_golden_detection_map(shared):
+    folder, root = shared / "golden", shared / "data/Thumos14reduced"
     _, truth = read_truth("Thumos14reduced", root, load_profile("Thumos14reduced", root), "test")
     rows = pd.read_csv(folder / "detections.csv")
     video = pd.Index(truth.videos).get_indexer(rows["video-id"])
@@ -292,15 +293,15 @@ def test_without_instances_there_is_no_number_and_without_detections_zero(truth)
 
 @pytest.fixture
 def command(tmp_path):
-    """Score the perfect detections {VIDEO: [detection]} of a tiny dataset after ``change`` had them."""
+    """Arguments that score the perfect detections {VIDEO: [detection]} of a tiny dataset after ``change`` had them."""
     root, file = write(tmp_path / "Tiny"), tmp_path / "found.json"
     results = perfect(read_truth("Tiny", root, load_profile("Tiny", root), "test")[1]).to_json()["results"]
 
-    def run(*more, change=lambda results: results):
+    def arguments(*more, change=lambda results: results):
         file.write_text(json.dumps({"results": change(results)}))
         return ["--detections", str(file), "--dataset_name", "Tiny", "--dataset_root", str(root), *more]
 
-    return run
+    return arguments
 
 
 def test_the_command_prints_a_table_and_writes_the_metrics(command, tmp_path, capsys):
