@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Dict, Iterator, Mapping, Optional
 
@@ -48,9 +49,8 @@ def experiment(folder: Optional[str], run_type: str, default: str, resume: bool 
     replaces one of its kind; any other run that is there is refused, unless ``resume``, as is a folder in which another
     run writes. Raises InputError.
     """
-    names = (default, *(f"{default}-{number}" for number in range(2, 10_000)))
-    free = (Path("output") / name for name in names if not (Path("output") / name / "options.json").exists())
-    path = Path(folder) if folder else next(free)
+    paths = (Path("output") / (default if number == 1 else f"{default}-{number}") for number in count(1))
+    path = Path(folder) if folder else next(p for p in paths if not (p / "options.json").exists())
     path.mkdir(parents=True, exist_ok=True)
     try:
         with locked(path / ".lock", wait=False):
