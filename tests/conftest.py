@@ -31,7 +31,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def golden_thumos(golden: Path, shared: Path) -> Path:
-    """Folder of the golden numbers that hold THUMOS14's annotations: SEAL_GOLDEN where they are in it, else beside us."""
+    """Folder of golden numbers that hold THUMOS14's annotations: SEAL_GOLDEN if they are in it, else beside us."""
     return golden if (golden / "detection_map.json").is_file() else shared / "golden"
 
 
