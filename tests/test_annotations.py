@@ -268,7 +268,7 @@ CSV = [
     (line("video_00,validation,jump,1,,17.28"), ["line 2", "start, end and label"]),
     (line("video_00,validation,,1,2,17.28"), ["line 2", "start, end and label"]),
     (line("video_00,validation,jump,one,two,17.28"), ["line 2", "one"]),
-    (line("video_00,validation,jump,nan,2,17.28"), ["a.csv, video_00", "not pairs"]),
+    (line("video_00,validation,jump,nan,2,17.28"), ["line 2", "start, end and label"]),
     (line("video_00,validation,jump,2,1,17.28"), ["a.csv, video_00", "before it starts"]),
     (line("video_00,validation,jump,,,17.28"), ["a.csv, video_00", "some rows have times"]),
     (line("video_00,validation,jump,1,2,12"), ["line 3", "two durations"]),
