@@ -192,7 +192,7 @@ def _from_csv(path: Path, problems: List[InputError]) -> Table:
         bad = check(rows)[rows.index]
         for i in rows.index[bad]:
             where = f"{path}, line {i + 1}"
-            problems.append(InputError(f"{what}: {','.join(frame.loc[i])}", where, "fix or remove this line"))
+            problems.append(InputError(f"{what}: {frame.loc[i].tolist()}", where, "fix or remove this line"))
         rows = rows[~bad]
     entries = []
     for video, mine in rows.groupby("video", sort=False):
