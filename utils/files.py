@@ -142,14 +142,12 @@ def load_json(path: PathLike, *, todo: Optional[str] = None, allow_nan: bool = F
 
 def child(folder: PathLike, name: str, suffix: str = "") -> Path:
     """The path ``folder/name + suffix`` for a name read from a file, which must not leave the folder (InputError)."""
-    unsafe = not name or re.search(r"[/\\\0]", name) or name == ".." or os.path.splitdrive(name)[0]
-    try:
-        unsafe = unsafe or name + suffix in (".", "..") or len(os.fsencode(name + suffix)) > 255
-    except UnicodeEncodeError:
-        unsafe = True
-    if unsafe:
-        raise InputError(f"the name {name[:100]!r} is no file name", folder, "rename it in the annotations")
-    return Path(folder) / (name + suffix)
+    file = name + suffix
+    unsafe = not name or re.search(r"[/\\\0]", name) or file in (".", "..") or os.path.splitdrive(name)[0]
+    with contextlib.suppress(UnicodeEncodeError):
+        if not unsafe and len(os.fsencode(file)) <= 255:
+            return Path(folder) / file
+    raise InputError(f"the name {name[:100]!r} is no file name", folder, "rename it in the annotations")
 
 
 def _open(path: PathLike, todo: Optional[str]) -> BinaryIO:
