@@ -137,7 +137,7 @@ def load_json(path: PathLike, *, todo: Optional[str] = None, allow_nan: bool = F
 def child(folder: PathLike, name: str, suffix: str = "") -> Path:
     """The path ``folder/name + suffix`` for a name read from a file, which must not leave the folder (InputError)."""
     file = name + suffix
-    unsafe = not name or re.search(r"[/\\\0]", name) or file in (".", "..") or os.path.splitdrive(name)[0]
+    unsafe = name in ("", "..") or re.search(r"[/\\\0]", name) or file in (".", "..") or os.path.splitdrive(name)[0]
     with contextlib.suppress(UnicodeEncodeError):
         if not unsafe and len(os.fsencode(file)) <= 255:
             return Path(folder) / file

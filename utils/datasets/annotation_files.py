@@ -13,7 +13,7 @@ import math
 import re
 from io import StringIO
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import pandas as pd
@@ -74,6 +74,14 @@ def pairs_of(times: object) -> Optional[np.ndarray]:
         return None
 
 
+def timed_lines(path: Path) -> Iterator[Tuple[str, str, Optional[np.ndarray]]]:
+    """(where it is, video, seconds [1, 2] or None where they are malformed) of each line ``VIDEO start_s end_s``."""
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.strip():
+            video, *times = line.split()
+            yield f"{path}, line {number}", video, pairs_of([times])
+
+
 def _from_npy(folder: Path) -> Table:
     """W-TALC's folder: one .npy a column."""
 
@@ -114,15 +122,14 @@ def _from_texts(files: List[Path], problems: List[InputError]) -> Table:
     for file in sorted(files, key=lambda file: file.stem.lower().startswith("ambiguous_")):
         label, split = file.stem.rsplit("_", 1)
         subset = {"val": "validation", "test": "test"}[split]
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            video, *times = line.split() or [""]
-            if video and pairs_of([times]) is None:
-                problems.append(InputError("not 'VIDEO start end'", f"{file}, line {number}", "fix this line"))
-            elif video in entries or (video and label.lower() != "ambiguous"):
+        for where, video, times in timed_lines(file):
+            if times is None:
+                problems.append(InputError("not 'VIDEO start end'", where, "fix this line"))
+            elif video in entries or label.lower() != "ambiguous":
                 names: List[str] = []
                 entry = entries.setdefault(video, Entry(video, subset, math.nan, names, names, []))
                 entry.labels.append(label)
-                entry.times.append(times)
+                entry.times.extend(times)
     return Table(None, [entries[video] for video in sorted(entries)])
 
 
@@ -194,14 +201,18 @@ def _from_csv(path: Path, problems: List[InputError]) -> Table:
             where = f"{path}, line {i + 1}"
             problems.append(InputError(f"{what}: {frame.loc[i].tolist()}", where, "fix or remove this line"))
         rows = rows[~bad]
-    entries = []
-    for video, mine in rows.groupby("video", sort=False):
-        weak, timed = mine[mine["label"] != ""], mine[mine["start"].notna()]
-        if 0 < len(timed) < len(weak):
-            problems.append(InputError("some rows have times and some have not", f"{path}, {video}", CSV_FORM))
-        subset, duration, times = mine["subset"].iloc[0], mine["duration"].max(), timed[["start", "end"]].to_numpy()
-        entries.append(Entry(video, subset, duration, weak["label"].tolist(), timed["label"].tolist(), times.tolist()))
-    return Table(None, entries)
+    entries: Dict[str, Entry] = {}
+    duration = rows.groupby("video")["duration"].first().to_dict()
+    for video, subset, label, start, end in zip(*(rows[name] for name in COLUMNS[:5])):
+        entry = entries.setdefault(video, Entry(video, subset, duration[video], [], [], []))
+        entry.weak.extend([label] if label else [])
+        if not math.isnan(start):
+            entry.labels.append(label)
+            entry.times.append([start, end])
+    for entry in entries.values():
+        if 0 < len(entry.labels) < len(entry.weak):
+            problems.append(InputError("some rows have times and some have not", f"{path}, {entry.video}", CSV_FORM))
+    return Table(None, list(entries.values()))
 
 
 def _differs(rows: pd.DataFrame, name: str) -> pd.Series:

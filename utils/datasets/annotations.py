@@ -13,7 +13,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
-from utils.datasets.annotation_files import Table, pairs_of, read_table
+from utils.datasets.annotation_files import Table, pairs_of, read_table, timed_lines
 from utils.datasets.profile import WHERE_FROM, Profile
 from utils.errors import InputError
 from utils.files import save_array, write_text
@@ -75,14 +75,10 @@ def read_annotations(path: Path, profile: Optional[Profile] = None) -> Read:
 def read_ambiguous(path: Path, videos: Sequence[str]) -> Dict[str, np.ndarray]:
     """Ambiguous_test.txt, lines ``VIDEO start_s end_s``: video -> float64 [K, 2] seconds; a missing file is empty."""
     intervals: Dict[str, List[np.ndarray]] = {}
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for number, line in enumerate(text.splitlines(), 1):
-        video, *times = line.split() or [""]
-        pairs = pairs_of([times])
-        if video and (pairs is None or pairs[0, 0] > pairs[0, 1]):
-            raise InputError("not 'VIDEO start end', start <= end", f"{path}, line {number}", "fix this line")
-        if video:
-            intervals.setdefault(video, []).append(pairs[0])
+    for where, video, times in timed_lines(path) if path.is_file() else ():
+        if times is None or times[0, 0] > times[0, 1]:
+            raise InputError("not 'VIDEO start end', start <= end", where, "fix this line")
+        intervals.setdefault(video, []).extend(times)
     return {video: np.asarray(intervals[video]) for video in videos if video in intervals}
 
 
@@ -113,10 +109,9 @@ def _annotations(path: Path, table: Table, problems: List[InputError]) -> Annota
             problem = f"duplicate {what} {', '.join(twice[:5])}" if twice else f"no {what}"
             raise InputError(problem, _place(path, name), f"name each {what} once" if twice else WHERE_FROM)
     index = {name: i for i, name in enumerate(classes)}
-    for video, names in zip(videos, weak):
+    for video, name in [(v, name) for v, names in zip(videos, weak) for name in names if name not in index]:
         where = f"{_place(path, 'labels_all')}, {video}"
-        todo = "add it to the list of classes"
-        problems += [InputError(f"unknown class {name!r}", where, todo) for name in names if name not in index]
+        problems.append(InputError(f"unknown class {name!r}", where, "add it to the list of classes"))
     labels = tuple(tuple(dict.fromkeys(index[name] for name in names if name in index)) for names in weak)
     return Annotations(tuple(classes), tuple(videos), tuple(subset), np.asarray(duration_s, np.float64), labels)
 
