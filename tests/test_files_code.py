@@ -104,8 +104,9 @@ ATTACKS.update({  # other ways to call: (opcodes, what the refusal names)
 LIVE = (  # those that run here when nothing holds them back
     "os.system posix.system subprocess.call builtins.eval builtins.exec __builtin__.eval builtins.open runpy.run_path "
     "timeit.timeit getattr partial attrgetter methodcaller tofile builtins.list _pickle.loads codecs.open INST OBJ "
-    "logging.FileHandler zipfile.ZipFile numpy.load numpy.memmap numpy.savetxt numpy.f2py.crackfortran.myeval EXT1 EXT4"
-).split()
+    "logging.FileHandler zipfile.ZipFile numpy.load numpy.memmap numpy.savetxt numpy.f2py.crackfortran.myeval EXT1 "
+    "numpy.testing._private.utils.runstring torch._tensor._rebuild_from_type_v2 EXT4"
+).split() + ["a method", "inside an item", "dropped again"]
 FORMS = {
     "object .npy": (in_array, lambda path: load_array(path, objects=True)),
     "new checkpoint": (in_new_form, load_checkpoint),
