@@ -186,7 +186,7 @@ def test_generate_gives_the_proposals_of_the_test_split_and_predict_takes_its_ch
             generate(wrong, tmp_path / "x.json", folder)
     with pytest.raises(InputError, match="not a state_dict"):
         main.main([str(w) for w in [*words[:-1], checkpoint, *how, *out]])
-    with pytest.raises(InputError, match="for features of width 8: files of shapes"):
+    with pytest.raises(InputError, match="for features of width 8: features of shapes"):
         generate(checkpoint, tmp_path / "x.json", halves[0])
     with pytest.raises(InputError, match="not a folder"):
         generate(checkpoint, tmp_path / "x.json", tmp_path / "nowhere")

@@ -68,11 +68,11 @@ def test_a_bad_proposal_is_named_by_file_video_and_index(tmp_path, segment):
 def test_fix_proposals_clips_and_drops_with_counts(tmp_path):
     segments = ([-1, 4], [2, 1], [3, 99], [50, 60], [1, 2], [NAN, 3], [0, float("inf")], None, [1], [0, 10.005])
     found = load_proposals(written(tmp_path, {"v": [{"segment": s} for s in segments]}), {"v": 10.0}, fix=True)
-    np.testing.assert_array_equal(found.segments_s["v"], [[0, 4], [3, 10], [1, 2], [0, 10], [0, 10]])
+    np.testing.assert_array_equal(found.segments_s["v"], [[0, 4], [3, 10], [1, 2], [0, 10]])
     assert not found.problems
     assert [note.split(": ")[1][:24] for note in found.notes] == [
-        "5 proposals were dropped",
-        "3 proposals were clipped",
+        "6 proposals were dropped",
+        "2 proposals were clipped",
     ]
 
 
