@@ -119,10 +119,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         features = source.features.load(video)
         means.append(mean_of(features))
         lengths.append(len(features))
-    folder = Path(args.descriptors_root or Path("descriptors") / args.dataset_name)
+    folder, classes = Path(args.descriptors_root or Path("descriptors") / args.dataset_name), source.annotations.classes
+    descriptors(np.stack(means), np.asarray(lengths), labels, classes, args.level)  # refused before anything goes
     for path in files_of(folder, args.level):
         path.unlink(missing_ok=True)
-    classes = source.annotations.classes
     made = load_or_make(
         folder, np.stack(means), np.asarray(lengths), labels, classes, args.level, source.profile.modalities or 2
     )

@@ -64,8 +64,8 @@ class Group(NamedTuple):
 @contextmanager
 def processes(args: Options) -> Iterator[Group]:
     """Join the processes that torchrun started, if it did."""
-    device, size = pick_device(args.device, args.tf32), int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    device, world = pick_device(args.device, args.tf32), os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
         yield Group(device)
         return
     if device.type == "cuda":
@@ -75,7 +75,7 @@ def processes(args: Options) -> Iterator[Group]:
     except ValueError as error:  # half of what torchrun sets
         raise InputError(str(error), "WORLD_SIZE in the environment", "start with torchrun") from None
     try:
-        yield Group(device, dist.get_rank(), size)
+        yield Group(device, dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
         if any(word in str(error).lower() for word in ("gloo", "nccl")):
             what = "another process of this run has ended, or cannot be reached"

@@ -19,7 +19,7 @@ from utils.datasets.annotations import read_annotations
 from utils.datasets.profile import annotations_path, dataset_root, load_profile, proposals_file
 from utils.datasets.proposals import duplicates, load_proposals, recall
 from utils.errors import raise_first, run_command
-from utils.segments import Segments
+from utils.segments import Segments, check_units
 
 
 def stats(name: str, root: Path, proposals_root: Optional[str], fix: bool = False) -> str:
@@ -36,6 +36,11 @@ def stats(name: str, root: Path, proposals_root: Optional[str], fix: bool = Fals
         truth = instances.keep([annotations.videos[i] for i in annotations.of(subset)])
         found = load_proposals(path, {v: duration_s[v] for v in truth.videos}, fix)
         raise_first(found.problems)
+        ends, some = truth.last_ends(), [v for v in found.segments_s if np.isnan(duration_s[v])]
+        if some:  # without durations, the last instance of a video stands for it
+            length_s = np.repeat([ends.get(v, np.nan) for v in some], [len(found.segments_s[v]) for v in some])
+            times_s = np.concatenate([found.segments_s[v] for v in some])
+            raise_first([check_units(times_s, length_s, "proposals", path)])
         rate = profile.snippets_per_second if profile.round_ground_truth else None
         columns[split] = dict(_column(found.segments_s, truth, rate, profile.tiou_thresholds))
         notes += [f"{split}: {path}", *(f"note: {note}" for note in found.notes)]

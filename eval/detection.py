@@ -172,15 +172,20 @@ def read_data(args: Namespace) -> Tuple[Profile, Annotations, Segments, Segments
     if not len(inside.video) and not args.allow_empty:
         todo = "check dataset, subset and names, or add --allow_empty"
         raise InputError("; ".join(["no detection to score", *notes]), args.detections, todo)
-    _check_units(found, annotations, "detections", args.detections)
+    _check_units(found, annotations, "detections", args.detections, truth)
     notes += [f"{silent} of {len(truth.videos)} videos have no detections"] if silent else []
     for note in notes:
         print(note)
     return profile, annotations, truth, found
 
 
-def _check_units(segments: Segments, annotations: Annotations, what: str, where: object) -> None:
-    length_s = pd.Series(annotations.duration_s, annotations.videos).reindex(list(segments.videos)).to_numpy()
+def _check_units(
+    segments: Segments, annotations: Annotations, what: str, where: object, truth: Optional[Segments] = None
+) -> None:
+    length_s = pd.Series(annotations.duration_s, annotations.videos)
+    if truth is not None:  # where a duration is unknown, the last instance stands for it
+        length_s = length_s.fillna(truth.last_ends())
+    length_s = length_s.reindex(list(segments.videos)).to_numpy()
     raise_first([check_units(segments.segment_s, length_s[segments.video], what, where)])
 
 

@@ -49,6 +49,8 @@ def os_error_line(error: OSError) -> str:
         errno.EACCES: "check the permissions or choose another folder",
         errno.EROFS: "the file system is read-only: choose another folder",
         errno.ENOENT: "check the path",
+        errno.EEXIST: "a file is in the way: choose another folder",
+        errno.ENOTDIR: "a file is in the way: choose another folder",
         errno.EMFILE: "raise the limit of open files (ulimit -n)",
     }.get(error.errno, "check the path and the disk")
     return str(InputError(error.strerror or str(error) or type(error).__name__, error.filename, todo))

@@ -56,6 +56,13 @@ class Segments:
         score = None if self.score is None else self.score[kept]
         return Segments(self.classes, videos, new[self.video[kept]], self.segment_s[kept], self.label[kept], score)
 
+    def last_ends(self) -> Dict[str, float]:
+        """When the last segment of each video that has any ends, seconds."""
+        ends: Dict[str, float] = {}
+        for video, end_s in zip(self.video.tolist(), self.segment_s[:, 1].tolist()):
+            ends[self.videos[video]] = max(end_s, ends.get(self.videos[video], 0.0))
+        return ends
+
     def hash(self) -> str:
         """Hash of everything in it."""
         return content_hash(self.classes, self.videos, self.video, self.segment_s, self.label, self.score)

@@ -156,7 +156,7 @@ def _from_json(path: Path, problems: List[InputError]) -> Table:
             weak = typed(entry.get("weak_labels", own), list, str)
             weak = [str(typed(label, str, int)) for label in ([weak] if isinstance(weak, str) else weak)]
             timed = [k for k, a in enumerate(annotations) if a.get("segment") is not None]
-            duration = _seconds(entry["duration"]) if "duration" in entry else math.nan
+            duration = _seconds(entry["duration"]) if entry.get("duration") is not None else math.nan
             subset, times = str(typed(entry["subset"], str, int)), [annotations[k]["segment"] for k in timed]
             entries.append(Entry(video, subset, duration, weak, [own[k] for k in timed], times))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):

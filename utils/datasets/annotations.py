@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.datasets.annotation_files import Table, pairs_of, read_table, timed_lines
 from utils.datasets.profile import WHERE_FROM, Profile
-from utils.errors import InputError
+from utils.errors import InputError, raise_first
 from utils.files import save_array, write_text
 from utils.segments import Segments
 
@@ -56,6 +56,8 @@ def read_annotations(path: Path, profile: Optional[Profile] = None) -> Read:
     """
     problems: List[InputError] = []
     table = read_table(path, problems)
+    if not table.entries:  # what is wrong with every entry says more than that there is none
+        raise_first(problems)
     annotations = _annotations(path, table, problems)
     instances = _instances(path, table, annotations, problems)
     annotations, instances, ambiguous_s = _without_ambiguous(annotations, instances)
@@ -63,8 +65,9 @@ def read_annotations(path: Path, profile: Optional[Profile] = None) -> Read:
     if ambiguous_s:
         what = f"{sum(map(len, ambiguous_s.values()))} intervals in {len(ambiguous_s)} videos are no instances"
         notes.append(f"'Ambiguous' is no action class: {what}; they serve as ambiguous intervals")
-    else:
-        ambiguous_s = read_ambiguous((path if path.is_dir() else path.parent) / AMBIGUOUS_FILE, annotations.videos)
+    listed = read_ambiguous((path if path.is_dir() else path.parent) / AMBIGUOUS_FILE, annotations.videos)
+    for video, times in listed.items():
+        ambiguous_s[video] = np.concatenate([ambiguous_s.get(video, np.zeros((0, 2))), times])
     if profile is not None:
         renamed = _renamed(set(annotations.subset), profile)
         annotations = replace(annotations, subset=tuple(renamed.get(name, name) for name in annotations.subset))
@@ -83,9 +86,18 @@ def read_ambiguous(path: Path, videos: Sequence[str]) -> Dict[str, np.ndarray]:
 
 
 def _renamed(names: Set[str], profile: Profile) -> Dict[str, str]:
-    """{a subset of the file: the profile's name of it}, where another spelling makes clear which one is meant."""
+    """{a subset of the file: the profile's name of it}, where another spelling makes clear which one is meant.
+
+    Where no profile states the subsets, one of training videos is trained on, whatever else there is.
+    """
     renamed: Dict[str, str] = {}
     train, test = profile.train_subset, profile.test_subset
+    spelled = [[name for name in names if name.strip().lower() in spellings] for spellings in SPELLINGS]
+    if not profile.stated_subsets and len(spelled[0]) == 1:
+        others = spelled[2] or spelled[1]
+        pairs = {spelled[0][0]: train, **({others[0]: test} if len(others) == 1 else {})}
+        unused = {name: f"{name} (unused)" for name in names if name in (train, test) and name not in pairs}
+        return {old: new for old, new in {**pairs, **unused}.items() if old != new}
     for wanted, words in ((train, ("train", train)), (test, (test, "test", "validation"))):
         usual = any(wanted.strip().lower() in s for s in SPELLINGS)  # a name of one's own means itself alone
         for word in words if usual and wanted not in names else ():

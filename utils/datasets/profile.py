@@ -29,6 +29,7 @@ class Profile:
     rescaled: bool = False  # rows span the whole video, whatever its length: rate = rows / duration
     modalities: Optional[int] = None  # 2: RGB and flow, halves of a row; 1: one stream; None: 2, not stated
     tiou_thresholds: Tuple[float, ...] = THUMOS_TIOU
+    stated_subsets: bool = True  # whether anyone said which subsets; dataset.json does by naming one
     excluded_videos: Tuple[str, ...] = ()  # left out of evaluation
     round_ground_truth: bool = False  # protocol wtal rounds ground truth to whole snippets
     proposals_root: Optional[str] = None  # folder of Proposals_NAME_{train,test}.json
@@ -90,10 +91,11 @@ def load_profile(name: str, root: Path) -> Profile:
             raise InputError(f"dataset {name!r} has no built-in profile and no dataset.json", path, todo)
         return PROFILES[name]
     given = load_json(path)
-    fields = sorted(field.name for field in dataclasses.fields(Profile))
-    unknown = sorted(set(given) - set(fields)) if isinstance(given, dict) else "no JSON object"
+    if not isinstance(given, dict):
+        raise InputError("no JSON object", path, 'expected {"field": value, …}, README \'Own data\'')
+    unknown = sorted(set(given) - set(_RULES))
     if unknown:
-        raise InputError(f"unknown fields {unknown}", path, f"known: {', '.join(fields)}")
+        raise InputError(f"unknown fields {unknown}", path, f"known: {', '.join(sorted(_RULES))}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     if isinstance(values.get("features"), str):
         values["features"] = (values["features"],)
@@ -105,7 +107,8 @@ def load_profile(name: str, root: Path) -> Profile:
             raise InputError(f"{field} is {str(given[field])[:80]!r}", path, f"{field} must be {should_be}")
     if values.get("proposals_root") is not None:
         values["proposals_root"] = str(root / values["proposals_root"])
-    profile = dataclasses.replace(PROFILES.get(name, Profile()), **values)
+    stated = name in PROFILES or not {"train_subset", "test_subset"}.isdisjoint(given)
+    profile = dataclasses.replace(PROFILES.get(name, Profile()), stated_subsets=stated, **values)
     if profile.round_ground_truth and (profile.rescaled or isinstance(profile.feature_fps, dict)):
         raise InputError("round_ground_truth needs one rate for all videos", path, "leave it out")
     return profile

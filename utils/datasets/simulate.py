@@ -145,6 +145,7 @@ def simulate(
             _write_proposals(out, name, plan, proposals)
     if profile != PROFILES.get(name) and not (out / "dataset.json").exists():
         fields = dataclasses.asdict(profile)
+        del fields["stated_subsets"]
         fields.update(annotations=None, features=None)
         if proposals or profile.proposals_root:
             fields["proposals_root"] = "." if proposals else str(Path(profile.proposals_root).resolve())
