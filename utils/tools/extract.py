@@ -47,7 +47,9 @@ def parser() -> Parser:
 def main(argv: Optional[List[str]] = None) -> int:
     """Extract features. Returns the exit status: 2 if any video was left out."""
     args = parser().parse_args(argv)
-    from utils.video import classes, features  # torch takes seconds to load: not for --help
+    if args.classes and args.flow_weights and not args.rgb_weights:
+        raise InputError("--classes without --rgb_weights", None, "the head of the RGB stream is what names classes")
+    from utils.video import classes, features  # torch takes seconds to load, which --help should not
 
     rgb = args.rgb_weights or (None if args.flow_weights else features.PACKAGE)
     done = features.extract(

@@ -4,4 +4,20 @@ Nothing in here is imported by the rest of the program unless videos are given: 
 their own (requirements-video.txt), imported where they are used.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from utils.errors import InputError
+
 REQUIREMENTS = "pip install -r requirements-video.txt"
+_PACKAGES = {"av": "PyAV, which decodes videos,", "cv2": "OpenCV, which resizes frames and computes flow,"}
+
+
+def package(name: str) -> Any:
+    """The module ``av`` or ``cv2``. Raises InputError with the pip line where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{_PACKAGES[name]} cannot be imported ({error})", None, REQUIREMENTS) from error

@@ -14,7 +14,7 @@ from typing import Any, Iterable, Iterator, Optional, Tuple, TypeVar
 import numpy as np
 
 from utils.errors import InputError
-from utils.video import REQUIREMENTS
+from utils.video import package
 
 RATE = 25  # frames a second
 HEIGHT, WIDTH = 256, 340  # of a frame, whatever its aspect was, as the published features were made
@@ -78,16 +78,8 @@ def _check_gap(gap: Fraction, now: Fraction, path: object) -> None:
         raise InputError(f"a time stamp jumps by {float(gap):.0f} s at {float(now):.1f} s", path, _REMAKE)
 
 
-def _library() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise InputError("PyAV, which decodes videos, is not installed", None, REQUIREMENTS) from error
-    return av
-
-
 def _opened(path: Path) -> Any:
-    av = _library()
+    av = package("av")
     if not Path(path).is_file():
         raise InputError("no such file" if not Path(path).exists() else "not a regular file", path, "check the path")
     try:
@@ -126,7 +118,7 @@ def _declared(container: Any, stream: Any) -> Optional[Fraction]:
 
 def _stamped(path: Path) -> Iterator[Tuple[Fraction, Optional[Fraction], Any]]:
     """Decoded frames with the time and the length of each in seconds, in the order they are shown."""
-    av = _library()
+    av = package("av")
     with _opened(path) as container:
         stream = _video(container, path)
         stream.thread_type = "AUTO"
@@ -163,10 +155,7 @@ def _reason(error: Exception) -> str:
 
 def _upright(frame: Any, path: Path) -> np.ndarray:
     """RGB of a decoded frame, turned upright and resized."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError("OpenCV, which resizes frames, is not installed", None, REQUIREMENTS) from error
+    cv2 = package("cv2")
     try:
         image = frame.to_ndarray(format="rgb24")
     except Exception as error:  # a pixel format that libav cannot convert, or no memory for a crafted size

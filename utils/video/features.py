@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files import load_array, load_json, save_array, sweep, write_json
-from utils.video import decode
+from utils.video import decode, package
 from utils.video.flow import METHODS, flow_method
 from utils.video.i3d import FEATURES, I3D
 from utils.video.snippets import LENGTH, Snippet, count, crops, snippets
@@ -109,7 +109,7 @@ def extract(
     the network in bfloat16. Memory does not grow with a video's length but by its features. Raises InputError for
     wrong options or weights, and where OUT holds features of other settings.
     """
-    found, place = find_videos(videos), _device(device)
+    found, place, out = find_videos(videos), _device(device), Path(out)
     if flow not in METHODS or amp not in ("off", "bf16"):
         raise InputError(f"flow {flow}, amp {amp}", None, f"flow is one of {', '.join(METHODS)}; amp off or bf16")
     streams = load_streams(rgb_weights, flow_weights, place, amp)
@@ -234,8 +234,7 @@ def _flow_pool(method: Optional[str], jobs: int) -> Iterator[Optional[Callable[[
     if method is None:
         yield None
         return
-    import cv2
-
+    cv2 = package("cv2")
     flow, threads = flow_method(method), cv2.getNumThreads()
     cv2.setNumThreads(1)  # a thread a pair of frames keeps the cores busier than all threads on one pair
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="flow")
@@ -265,9 +264,6 @@ def _device(name: str) -> torch.device:
 
 def _settings(streams: List[Stream], flow: Optional[str], oversample: bool, amp: str) -> Dict[str, Any]:
     """The content of features.json; the first four keys are those of dataset.json."""
-    import av
-    import cv2
-
     sources = {s.name: {"weights": s.source.name, "hash": s.source.hash} for s in streams}
     if flow:
         sources["flow"]["method"] = flow
@@ -283,7 +279,8 @@ def _settings(streams: List[Stream], flow: Optional[str], oversample: bool, amp:
     }
     if any(s.source.name.startswith(PACKAGE) for s in streams):
         settings["note"] = NOTE
-    versions = {"torch": torch.__version__, "av": av.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
+    modules = {"torch": torch, "numpy": np, "av": package("av"), "opencv": package("cv2")}
+    versions = {name: module.__version__ for name, module in modules.items()}
     return {**settings, "versions": versions}
 
 

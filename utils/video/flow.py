@@ -8,7 +8,7 @@ from typing import Any, Callable
 import numpy as np
 
 from utils.errors import InputError
-from utils.video import REQUIREMENTS
+from utils.video import REQUIREMENTS, package
 
 METHODS = ("tvl1", "dis")
 LIMIT = 20.0  # pixels a frame; faster motion is clipped
@@ -24,10 +24,7 @@ def flow_method(name: str) -> Flow:
     trained on, or "dis" (Kroeger et al. 2016), about a hundred times faster and not the same. Both with OpenCV's own
     settings, DIS in its medium preset. Raises InputError where OpenCV lacks the method.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError("OpenCV, which computes optical flow, is not installed", None, REQUIREMENTS) from error
+    cv2 = package("cv2")
     if name == "tvl1" and not hasattr(cv2, "optflow"):
         todo = f"pip uninstall opencv-python opencv-python-headless; {REQUIREMENTS}; or --flow dis"
         raise InputError("this OpenCV lacks TV-L1 (it is in opencv-contrib-python-headless)", None, todo)
