@@ -1,34 +1,24 @@
 """The losses of SEAL, one function per equation of the paper (AAAI 2025): tensors, masks and numbers in, a scalar out.
 
-Everywhere N = sum(counts) proposals of B videos are packed (utils/packed.py), C action classes, 2D feature width;
-times are in snippets. A term with nothing to act on is exactly 0 and so is its gradient. Nothing waits for the device.
-Only ``weights`` and ``seal_terms`` read a recipe (options.py).
+Everywhere N proposals of B videos are packed (utils/packed.py), C action classes, 2D feature width; times are in
+snippets. A term with nothing to act on is exactly 0 and so is its gradient. Nothing waits for the device. A new loss is
+a function here, its numbers in options.py, and a row of TERMS below.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Dict, Sequence, Tuple
+from typing import Callable, Dict, FrozenSet, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from options import Recipe
-from utils.packed import (
-    BLOCK,
-    Batch,
-    Outputs,
-    distance_to_mean,
-    expect,
-    first_rows,
-    pad,
-    segment_max,
-    segment_mean,
-    segment_sum,
-)
+from utils.packed import BLOCK, Batch, Outputs, Packing, expect, group_sum, pad, video_max, video_mean
 
-NONE, MODERATE, HIGH = 0, 1, 2  # confidence of a pseudo-label
+MODERATE, HIGH = 1, 2  # confidence of a pseudo-label; 0: none
+PADDING_DRAWS = 32  # rows that stand for all that pad a batch: each has a dropout of its own in the authors' code
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -36,46 +26,49 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
 
 
-def mil_loss(scores: Tensor, labels: Tensor, video: Tensor, counts: Sequence[int], k: int = 8) -> Tensor:
+def smooth_l1(x: Tensor) -> Tensor:
+    """x^2 / 2 where |x| < 1, else |x| - 1/2 (Girshick, 2015)."""
+    return F.smooth_l1_loss(x, x.new_zeros(()).expand_as(x), reduction="none")
+
+
+def mil_loss(scores: Tensor, labels: Tensor, packing: Packing, k: int = 8) -> Tensor:
     """L_cls of one kind of scores: multiple-instance learning over the proposals of each video (P-MIL, 2023).
 
     scores [N, K] logits, labels [B, K] multi-hot: per class the mean of the top max(1, M // k) of a video's M
     scores, then softmax cross-entropy against labels / (their sum + 1e-4), mean over the videos.
     """
-    expect(counts, scores=(scores, "N K"), labels=(labels, "B K"), video=(video, "N"))
-    size = segment_sum(torch.ones_like(video), video, len(counts))
-    kept = size.div(k, rounding_mode="floor").clamp(min=1)[:, None, None]
-    top = pad(scores, video, counts, -math.inf).topk(max(1, max(counts) // k), dim=1).values
+    expect(packing, scores=(scores, "N K"), labels=(labels, "B K"))
+    kept = packing.size.div(k, rounding_mode="floor").clamp(min=1)[:, None, None]
+    top = pad(scores, packing, -math.inf).topk(max(1, max(packing.counts) // k), dim=1).values
     rank = torch.arange(top.shape[1], device=top.device)[None, :, None]
     video_score = (top.masked_fill(rank >= kept, 0) / kept).sum(1)
     target = labels / (labels.sum(1, keepdim=True) + 1e-4)
     return -(target * video_score.log_softmax(1)).sum(1).mean()
 
 
-def pseudo_labels(video_mean: Tensor, appearance: Tensor, motion: Tensor) -> Tuple[Tensor, Tensor]:
+def pseudo_labels(means: Tensor, *descriptors: Tensor) -> Tuple[Tensor, Tensor]:
     """Eq. (5)-(7): the class of each video by its similarity to the descriptors, and how sure that is.
 
-    video_mean [B, 2D] temporal mean of the features, RGB first; appearance, motion [C, D] descriptors ->
-    pseudo_label int64 [B], the class of the mean of both scores, and confidence int64 [B]: HIGH where both
-    modalities name the same class, MODERATE where the mean agrees with one of them, NONE otherwise.
+    means [B, 2D] temporal mean of the features, RGB first; descriptors [C, D] of appearance and of motion (or of one
+    modality) -> pseudo_label int64 [B], the class of the mean of the modalities' scores, and confidence int64 [B]: HIGH
+    where all modalities name the same class, MODERATE where the mean agrees with one of them, 0 otherwise.
     """
-    expect(appearance=(appearance, "C D"), motion=(motion, "C D"))
-    expect(video_mean=(video_mean, "B 2D"), descriptors=(torch.cat([appearance, motion], 1), "C 2D"))
-    s_ap, s_mo = (
-        F.linear(F.normalize(f, dim=1), F.normalize(d, dim=1)).softmax(1)
-        for f, d in zip(video_mean.double().chunk(2, 1), (appearance.double(), motion.double()))
+    expect(means=(means, "B 2D"), descriptors=(torch.cat(descriptors, 1), "C 2D"))
+    parts = means.double().split([d.shape[1] for d in descriptors], 1)
+    scores = torch.stack(
+        [F.linear(F.normalize(f, dim=1), F.normalize(d.double(), dim=1)).softmax(1) for f, d in zip(parts, descriptors)]
     )
-    by_ap, by_mo, label = s_ap.argmax(1), s_mo.argmax(1), (s_ap + s_mo).argmax(1)
-    either = (label == by_ap) | (label == by_mo)
-    return label, torch.where(by_ap == by_mo, torch.full_like(label, HIGH), either.long() * MODERATE)
+    label, named = scores.sum(0).argmax(1), scores.argmax(2)
+    same, either = (named == named[0]).all(0), (named == label).any(0)
+    return label, torch.where(same, torch.full_like(label, HIGH), either.long() * MODERATE)
 
 
-def video_probability(s_base: Tensor, attention: Tensor, video: Tensor, videos: int, attend: bool = True) -> Tensor:
+def video_probability(s_base: Tensor, attention: Tensor, packing: Packing, attend: bool = True) -> Tensor:
     """p of Eq. (9) [B, C]: mean over a video's proposals of softmax(s_base [N, C+1] without background), times A [N]
     where ``attend``."""
-    expect(s_base=(s_base, "N K"), attention=(attention, "N"), video=(video, "N"))
+    expect(packing, s_base=(s_base, "N K"), attention=(attention, "N"))
     probability = s_base[:, :-1].softmax(1)
-    return segment_mean(probability * attention[:, None] if attend else probability, video, videos)
+    return video_mean(probability * attention[:, None] if attend else probability, packing)
 
 
 def sme_loss(p: Tensor, pseudo_label: Tensor, confidence: Tensor, moderate: float) -> Tensor:
@@ -88,31 +81,30 @@ def sme_loss(p: Tensor, pseudo_label: Tensor, confidence: Tensor, moderate: floa
 
 
 @torch.no_grad()
-def match_pseudo_true(
-    proposals: Tensor, attention: Tensor, video: Tensor, counts: Sequence[int], gamma: float
-) -> Tuple[Tensor, Tensor]:
+def match_pseudo_true(proposals: Tensor, attention: Tensor, packing: Packing, gamma: float) -> Tuple[Tensor, Tensor]:
     """The pseudo-true instance of each proposal: of those of its video with A >= gamma max A, the one of highest tIoU.
 
     proposals [N, 2] snippets, attention [N] -> row of the instance int64 [N] (the first one of equal tIoU) and
     overlaps bool [N], whether there is one that overlaps at all. Instances are walked in blocks of at most BLOCK pairs.
     """
-    expect(counts, proposals=(proposals, "N 2"), attention=(attention, "N"), video=(video, "N"))
-    instance = attention >= gamma * segment_max(attention, video, counts).index_select(0, video)
+    expect(packing, proposals=(proposals, "N 2"), attention=(attention, "N"))
+    video = packing.video
+    instance = attention >= gamma * video_max(attention, packing).index_select(0, video)
     start, end = proposals.unbind(1)
     length = end - start
     # What is no instance begins at infinity, as padding does, and so overlaps nothing.
-    begins = pad(start.masked_fill(~instance, math.inf), video, counts, math.inf)
-    ends, lengths = pad(end, video, counts, 0), pad(length, video, counts, 0)
+    begins = pad(start.masked_fill(~instance, math.inf), packing, math.inf)
+    ends, lengths = pad(end, packing, 0), pad(length, packing, 0)
     best, place = torch.zeros_like(start), torch.zeros_like(video)
     step = max(1, BLOCK // len(video))
-    for first in range(0, max(counts), step):
+    for first in range(0, max(packing.counts), step):
         b, e, other = (x[:, first : first + step].index_select(0, video) for x in (begins, ends, lengths))
         common = torch.minimum(end[:, None], e).sub_(torch.maximum(start[:, None], b)).clamp_(min=0)
         union = other.add_(length[:, None]).sub_(common).clamp_(min=torch.finfo(length.dtype).tiny)
         tiou, at = common.div_(union).max(1)
         place = torch.where(tiou > best, at + first, place)
         best = torch.maximum(best, tiou)
-    return first_rows(video, len(counts)).index_select(0, video) + place, best > 0
+    return packing.first.index_select(0, video) + place, best > 0
 
 
 def pc_loss(
@@ -120,63 +112,46 @@ def pc_loss(
     proposals: Tensor,
     matched: Tensor,
     overlaps: Tensor,
-    video: Tensor,
-    counts: Sequence[int],
-    centre: float = 1.0,
-    distance: float = 1.0,
-    penalty: float = 1.0,
+    packing: Packing,
+    factors: Tuple[float, float, float] = (1.0, 1.0, 1.0),
     all_pairs: bool = False,
 ) -> Tensor:
     """L_pc, Eq. (10), a mean over the V proposals of the batch that overlap a pseudo-true instance G.
 
-    s_pc [N], proposals [N, 2] snippets, matched int64 [N] and overlaps bool [N] from match_pseudo_true. The factors of
-    the three parts are centre, distance and penalty. c_i = (s1 + s2)/2 + s_pc,i (e1 - s2)/2 with s1, s2 the smaller
-    and larger start and e1 the smaller end of proposal and instance. ``all_pairs``: the centre part is
-    sum_i sum_j smooth_l1(c_ij - C_G,j) / V over the pairs of each video, score of i with geometry of j.
+    s_pc [N], proposals [N, 2] snippets, matched int64 [N] and overlaps bool [N] from match_pseudo_true. factors: of
+    the centre, distance and penalty parts. ``all_pairs``: the centre part is sum_i sum_j smooth_l1(c_ij, C_G,j) / V
+    over the pairs of each video, score of i with geometry of j.
     """
-    expect(counts, s_pc=(s_pc, "N"), proposals=(proposals, "N 2"), video=(video, "N"))
-    expect(counts, matched=(matched, "N"), overlaps=(overlaps, "N"))
+    expect(packing, s_pc=(s_pc, "N"), proposals=(proposals, "N 2"), matched=(matched, "N"), overlaps=(overlaps, "N"))
     start, end = proposals.to(s_pc.dtype).unbind(1)
     g_start, g_end = start.index_select(0, matched), end.index_select(0, matched)
     s1, s2, e1 = torch.minimum(start, g_start), torch.maximum(start, g_start), torch.minimum(end, g_end)
-    g_centre, slope, common = (g_start + g_end) / 2, (e1 - s2) / 2, (e1 - s2).clamp(min=1e-6)
-    offset = (s1 + s2) / 2 - g_centre  # c_ij - C_G,j = offset_j + slope_j s_pc,i
+    centre, g_centre = (start + end) / 2, (g_start + g_end) / 2
+
+    def c(score: Tensor, s1: Tensor, s2: Tensor, e1: Tensor) -> Tensor:
+        return (s1 + s2) / 2 + score * (e1 - s2) / 2
+
     if all_pairs:
-        padded = (pad(x, video, counts, 0) for x in (s_pc, offset, slope, overlaps))
-        centres = smooth_l1_all_pairs(*padded) / overlaps.sum().clamp(min=1)
+        total = s_pc.new_zeros(())
+        for score, *geometry, valid in _tables(packing, s_pc, s1, s2, e1, g_centre, overlaps):
+            s1_j, s2_j, e1_j, g_centre_j = (x[:, None] for x in geometry)
+            pairs = smooth_l1(c(score[:, :, None], s1_j, s2_j, e1_j) - g_centre_j)
+            total = total + pairs.masked_fill(~(valid[:, :, None] & valid[:, None]), 0).sum()
+        centres = total / overlaps.sum().clamp(min=1)
     else:
-        centres = masked_mean(_smooth_l1(offset + slope * s_pc), overlaps)
-    apart = _smooth_l1(((start + end) / 2 - g_centre).abs() / common)
-    short = (1 - s_pc) * (common < 0.5 * (g_end - g_start))
-    return centre * centres + masked_mean(distance * apart + penalty * short, overlaps)
+        centres = masked_mean(smooth_l1(c(s_pc, s1, s2, e1) - g_centre), overlaps)
+    i, g_length = (e1 - s2).clamp(min=1e-6), g_end - g_start
+    distances = masked_mean(smooth_l1((centre - g_centre).abs() / i), overlaps)
+    penalties = masked_mean((1 - s_pc) * (i < 0.5 * g_length), overlaps)
+    return factors[0] * centres + factors[1] * distances + factors[2] * penalties
 
 
-def _smooth_l1(x: Tensor) -> Tensor:
-    """x^2 / 2 where |x| < 1, else |x| - 1/2 (Girshick, 2015)."""
-    return F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none")
-
-
-def smooth_l1_all_pairs(x: Tensor, offset: Tensor, slope: Tensor, mask: Tensor) -> Tensor:
-    """sum_i sum_j smooth_l1(offset_j + slope_j x_i) over i, j of one row where ``mask``, then over the rows, in
-    O(N log N); all [B, L], slope > 0 where ``mask``.
-
-    As a function of x the inner sum is the same for every i: quadratic between neighbouring knots, the places where one
-    of its parts turns from falling line to parabola or from parabola to rising line. Prefix sums of the turns give the
-    coefficients of each interval; they are float64, because they cancel.
-    """
-    expect(x=(x, "B L"), offset=(offset, "B L"), slope=(slope, "B L"), mask=(mask, "B L"))
-    with torch.no_grad():
-        k, b, use = offset.double(), slope.double().masked_fill(~mask, 1), mask.double()
-        falling = torch.stack([0 * b, -b, -k - 0.5]) * use  # coefficients of x^2, x, 1
-        parabola = torch.stack([b * b / 2, b * k, k * k / 2]) * use
-        rising = torch.stack([0 * b, b, k - 0.5]) * use
-        knots, order = torch.cat([(-1 - k) / b, (1 - k) / b], 1).sort(1)
-        turns = torch.cat([parabola - falling, rising - parabola], 2).gather(2, order.expand(3, -1, -1))
-        pieces = torch.cat([falling.sum(2, keepdim=True), turns], 2).cumsum(2)
-        interval = torch.searchsorted(knots, x.detach().double())
-        square, linear, constant = pieces.gather(2, interval.expand(3, -1, -1))
-    inner = (square * x.double() + linear) * x.double() + constant
-    return inner.masked_fill(~mask, 0).sum().to(x.dtype)
+def _tables(packing: Packing, *columns: Tensor):
+    """Columns [N] as padded tables [B, L], or video by video where all pairs of the batch would be too many."""
+    if packing.videos * max(packing.counts) ** 2 <= 8 * BLOCK:
+        yield tuple(pad(x, packing, 0) for x in columns)
+    else:
+        yield from ([x[None] for x in video] for video in zip(*(x.split(packing.counts) for x in columns)))
 
 
 def st_loss(
@@ -185,47 +160,51 @@ def st_loss(
     s_supp: Tensor,
     labels: Tensor,
     video: Tensor,
-    counts: Sequence[int],
+    weight: Optional[Tensor] = None,
     first_class: bool = False,
 ) -> Tensor:
     """L_st, Eq. (11): distance of the proposals N_c to the soft local descriptor, the mean of the proposals S_c.
 
-    f_prop [N, 2D]; s_base, s_supp [N, C+1]; labels [B, C]. S_c holds the proposals of a video whose best action class
-    is c in both scores, N_c those where it is c in either. Mean over N_c, then over the video's classes that have an
-    S_c, then over the videos that have such a class. ``first_class``: the first class of each video alone, and one
-    mean over all N_c of the batch.
+    f_prop [N, 2D]; s_base, s_supp [N, C+1]; labels [B, C]; video int64 [N]; weight [N]: how many proposals each row
+    stands for (None: one). S_c holds the proposals of a video whose best action class is c in both scores, N_c those
+    where it is c in either. Mean over N_c, then over the video's classes that have an S_c, then over the videos that
+    have such a class. ``first_class``: the first class of each video alone, and one mean over all N_c of the batch.
     """
-    expect(counts, f_prop=(f_prop, "N 2D"), s_base=(s_base, "N K"), s_supp=(s_supp, "N K"), video=(video, "N"))
-    expect(counts, labels=(labels, "B C"), actions=(s_base[:, :-1], "N C"))
+    expect(f_prop=(f_prop, "N 2D"), s_base=(s_base, "N K"), s_supp=(s_supp, "N K"), video=(video, "N"))
+    expect(labels=(labels, "B C"), actions=(s_base[:, :-1], "N C"))
+    weight = f_prop.new_ones(len(f_prop)) if weight is None else weight
     wanted = labels > 0
     if first_class:
         wanted = wanted & (wanted.cumsum(1) == 1)
-    nobody = wanted.numel()  # the group of whatever takes no part
+    groups = wanted.numel()  # one for each class of each video
     base, supp = (video * labels.shape[1] + s[:, :-1].argmax(1) for s in (s_base, s_supp))
-    agree = base == supp
-    base, supp = (g.masked_fill(~wanted.flatten().index_select(0, g), nobody) for g in (base, supp))
-    both, supp_alone = base.masked_fill(~agree, nobody), supp.masked_fill(agree, nobody)
-    either = torch.stack([base, supp_alone])  # a proposal on which the scores disagree is in two N_c
-    distance = distance_to_mean(f_prop, both, either, nobody + 1)
+    in_both = (base == supp).to(weight) * weight
+    size = group_sum(in_both, base, groups)
+    descriptor = group_sum(f_prop * in_both[:, None], base, groups) / size.clamp(min=1e-6)[:, None]
+    has_descriptor = wanted.flatten() & (size > 0)
 
-    def per_class(x: Tensor, group: Tensor) -> Tensor:
-        return segment_sum(x.flatten(), group.flatten(), nobody + 1)[:-1].reshape(labels.shape)
-
-    has_s = per_class(torch.ones_like(both), both) > 0
-    total = per_class(distance, either).masked_fill(~has_s, 0)
-    size = per_class(torch.ones_like(either), either).masked_fill(~has_s, 0)
+    distance, count = (weight.new_zeros(groups) for _ in range(2))
+    for group, counted in ((base, weight), (supp, weight - in_both)):  # where they differ, a proposal is in two N_c
+        counted = counted * has_descriptor.index_select(0, group)
+        apart = torch.linalg.vector_norm(f_prop - descriptor.index_select(0, group), dim=1)
+        distance = distance.index_add(0, group, apart * counted)
+        count = count.index_add(0, group, counted)
     if first_class:
-        return total.sum() / size.sum().clamp(min=1)
-    per_video = (total / size.clamp(min=1)).sum(1) / has_s.sum(1).clamp(min=1)
-    return masked_mean(per_video, has_s.any(1))
+        return distance.sum() / count.sum().clamp(min=1e-6)
+    per_class = (distance / count.clamp(min=1e-6)).reshape(labels.shape)
+    classes = has_descriptor.reshape(labels.shape).sum(1)
+    return masked_mean(per_class.sum(1) / classes.clamp(min=1), classes > 0)
 
 
-def consistency_loss(s_base: Tensor, s_supp: Tensor, video: Tensor, videos: int) -> Tensor:
+def consistency_loss(
+    s_base: Tensor, s_supp: Tensor, video: Tensor, videos: int, weight: Optional[Tensor] = None
+) -> Tensor:
     """L_c, Eq. (12): MSE of the softmaxes over the C actions of s_base and s_supp [N, C+1], mean over each video's
-    proposals, then over the videos."""
+    rows, weight [N] each (None: 1), then over the videos."""
     expect(s_base=(s_base, "N K"), s_supp=(s_supp, "N K"), video=(video, "N"))
     error = (s_base[:, :-1].softmax(1) - s_supp[:, :-1].softmax(1)).square().mean(1)
-    return segment_mean(error, video, videos).mean()
+    weight = torch.ones_like(error) if weight is None else weight
+    return (group_sum(error * weight, video, videos) / group_sum(weight, video, videos)).mean()
 
 
 def sc_loss(l_st: Tensor, l_c: Tensor, alpha: float) -> Tensor:
@@ -233,73 +212,137 @@ def sc_loss(l_st: Tensor, l_c: Tensor, alpha: float) -> Tensor:
     return alpha * l_st + l_c
 
 
-def weights(recipe: Recipe, epoch: int, max_epoch: int) -> Dict[str, float]:
-    """The schedule at ``epoch`` (from 1): lambda_sme, lambda_pc, lambda_sc of Eq. (14), alpha of Eq. (13) and
-    ``moderate``, what stands before the second mean of Eq. (8)."""
-    rise = epoch / recipe.sme_until
-    if recipe.sme_schedule == "linear":
+class Step(NamedTuple):
+    """What a term may look at: the outputs of N proposals and of the rows that pad the batch, and the batch."""
+
+    outputs: Outputs  # s_base [N, C+1], attention [N], s_pc [N], f_prop [N, 2D]
+    s_supp: Tensor  # [N, C+1]
+    padding: Outputs  # the same of K rows, 0 or more: draws of the row that pads a batch
+    batch: Batch
+    labels: Tensor  # [B, C] of the outputs' dtype
+    recipe: Recipe
+    numbers: Dict[str, float]  # of the term's schedule at this epoch
+
+    def rows(self, name: str) -> Tensor:
+        """An output of the proposals and, behind them, of the padding of each video."""
+        own, draws = self.outputs[name], self.padding[name]
+        return torch.cat([own, draws.repeat(self.batch.packing.videos, *[1] * (own.ndim - 1))]) if len(draws) else own
+
+    def padded(self) -> Tuple[Tensor, Tensor]:
+        """Video int64 and weight of each of these rows: a video's K rows weigh together as many as pad it."""
+        packing, draws = self.batch.packing, len(self.padding["attention"])
+        each = torch.arange(packing.videos, device=packing.video.device).repeat_interleave(draws)
+        missing = (max(packing.counts) - packing.size).to(self.s_supp) / max(draws, 1)
+        ones = self.s_supp.new_ones(len(packing.video))
+        return torch.cat([packing.video, each]), torch.cat([ones, missing.index_select(0, each)])
+
+
+def _mil_orig(x: Step) -> Tensor:
+    return mil_loss(x.outputs["s_base"], F.pad(x.labels, (0, 1), value=1.0), x.batch.packing, x.recipe.k)
+
+
+def _mil_supp(x: Step) -> Tensor:
+    return 0.5 * mil_loss(x.s_supp, F.pad(x.labels, (0, 1), value=0.0), x.batch.packing, x.recipe.k)
+
+
+def _sme(x: Step) -> Tensor:
+    p = video_probability(x.outputs["s_base"], x.outputs["attention"], x.batch.packing, x.recipe.sme_attention)
+    moderate = x.numbers["moderate"] if x.recipe.sme_labels == "high+moderate" else 0.0
+    return sme_loss(p, x.batch.pseudo_label, x.batch.confidence, moderate)
+
+
+def _pc(x: Step) -> Tensor:
+    proposals, packing, r = x.batch.proposals, x.batch.packing, x.recipe
+    matched, overlaps = match_pseudo_true(proposals, x.outputs["attention"], packing, r.gamma)
+    factors = (r.pc_centre, r.pc_distance, r.pc_penalty)
+    return pc_loss(x.outputs["s_pc"], proposals, matched, overlaps, packing, factors, r.pc_all_pairs)
+
+
+def _sc(x: Step) -> Tensor:
+    s_base, f_prop, (video, weight) = x.rows("s_base"), x.rows("f_prop"), x.padded()
+    s_supp = s_base * x.rows("attention")[:, None]
+    l_st = st_loss(f_prop, s_base, s_supp, x.labels, video, weight, x.recipe.st_first_class)
+    l_c = consistency_loss(s_base, s_supp, video, x.batch.packing.videos, weight)
+    return sc_loss(l_st, l_c, x.numbers["alpha"])
+
+
+def _sme_schedule(r: Recipe, epoch: int, max_epoch: int) -> Dict[str, float]:
+    rise = epoch / r.sme_until
+    if r.sme_schedule == "linear":
         lambda_sme = max(0.0, 1 - rise)
     else:
-        lambda_sme = math.exp(-0.05 * rise) * (1 - math.exp(-10 * rise)) if epoch <= recipe.sme_until else 0.0
-    return {
-        "lambda_sme": lambda_sme,
-        "lambda_pc": recipe.lambda_pc,
-        "lambda_sc": math.exp(-epoch / recipe.sc_decay) if epoch <= recipe.sc_until else 0.0,
-        "moderate": recipe.sme_moderate * (1 - epoch / max_epoch),
-        "alpha": recipe.alpha_start + recipe.alpha_gain * epoch / recipe.alpha_epochs,
-    }
+        lambda_sme = math.exp(-0.05 * rise) * (1 - math.exp(-10 * rise)) if epoch <= r.sme_until else 0.0
+    return {"lambda_sme": lambda_sme, "moderate": r.sme_moderate * (1 - epoch / max_epoch)}
+
+
+def _sc_schedule(r: Recipe, epoch: int, max_epoch: int) -> Dict[str, float]:
+    lambda_sc = math.exp(-epoch / r.sc_decay) if epoch <= r.sc_until else 0.0
+    return {"lambda_sc": lambda_sc, "alpha": r.alpha_start + r.alpha_gain * epoch / r.alpha_epochs}
+
+
+class Term(NamedTuple):
+    """A row of the table of losses."""
+
+    name: str  # in logs and in TensorBoard: the authors'
+    value: Callable[[Step], Tensor]  # unweighted
+    schedule: Callable[[Recipe, int, int], Dict[str, float]]  # its numbers at an epoch of max_epoch; the weight first
+    trains: Tuple[str, ...] = ()  # outputs that it alone trains
+    acts: Callable[[Recipe], bool] = lambda r: True  # whether it has a gradient at all
+    pads: Callable[[Recipe], bool] = lambda r: False  # whether it looks at the rows that pad a batch
+
+
+CLASSIFICATION = (
+    Term("loss_prop_mil_orig", _mil_orig, lambda r, epoch, max_epoch: {"lambda_orig": 1.0}),
+    Term("loss_prop_mil_supp", _mil_supp, lambda r, epoch, max_epoch: {"lambda_supp": 1.0}),
+)
+TERMS = {  # what --losses can switch, Eq. (14)
+    "sme": Term("SME_loss", _sme, _sme_schedule),
+    "pc": Term("PC_loss", _pc, lambda r, epoch, max_epoch: {"lambda_pc": r.lambda_pc}, ("s_pc",),
+               lambda r: r.lambda_pc > 0 and r.pc_centre + r.pc_penalty > 0),  # d/I alone has no gradient
+    "sc": Term("SC_loss", _sc, _sc_schedule, pads=lambda r: r.sc_padding),
+}  # fmt: skip
+
+
+def untrained(names: Sequence[str], recipe: Recipe) -> FrozenSet[str]:
+    """Outputs that these losses leave as they were initialised: noise, which a detection's score leaves out."""
+    trained = {output for name in names if TERMS[name].acts(recipe) for output in TERMS[name].trains}
+    return frozenset({output for term in TERMS.values() for output in term.trains} - trained)
+
+
+def schedule(names: Sequence[str], recipe: Recipe, epoch: int, max_epoch: int) -> Dict[str, float]:
+    """Every scheduled number of these losses at ``epoch`` (from 1), such as lambda_2 of Eq. (14), alpha of Eq. (13)."""
+    return {k: v for name in names for k, v in TERMS[name].schedule(recipe, epoch, max_epoch).items()}
+
+
+def padding_rows(names: Sequence[str], recipe: Recipe, dropout_ratio: float) -> int:
+    """How many draws of the row that pads a batch these losses want to see: one is all where nothing is dropped."""
+    return any(TERMS[name].pads(recipe) for name in names) * (PADDING_DRAWS if dropout_ratio else 1)
 
 
 def seal_terms(
-    outputs: Outputs,
-    batch: Batch,
-    recipe: Recipe,
-    epoch: int,
-    max_epoch: int,
-    k: int = 8,
-    losses: Sequence[str] = ("sme", "pc", "sc"),
-    sme_labels: str = "high+moderate",
+    outputs: Outputs, batch: Batch, recipe: Recipe, epoch: int, max_epoch: int, names: Sequence[str] = tuple(TERMS)
 ) -> Dict[str, Tensor]:
     """All terms by the authors' names, ``loss_total`` of Eq. (14) first.
 
-    loss_prop_mil_orig and loss_prop_mil_supp carry their weights 1 and 0.5; SME_loss, PC_loss and SC_loss are
-    unweighted and are there if ``losses`` (of "sme", "pc", "sc") names them. sme_labels: "high" or "high+moderate". A
-    term whose weight is 0 at this epoch is computed without gradient. float16 and bfloat16 outputs are taken as
-    float32. ValueError where shapes disagree or a name is unknown.
+    outputs: of the N proposals and, behind them, of the draws of a padding row. The two parts of L_cls carry their
+    weights 1 and 0.5, the others are unweighted. A term whose weight is 0 at this epoch is computed without gradient.
+    float16 and bfloat16 outputs are taken as float32. ValueError where shapes disagree or a name is unknown.
     """
-    if not set(losses) <= {"sme", "pc", "sc"} or sme_labels not in ("high", "high+moderate"):
-        raise ValueError(f"unknown losses {sorted(losses)} or sme_labels {sme_labels!r}")
-    half = (torch.float16, torch.bfloat16)
-    s_base, attention, s_pc, f_prop = (x.float() if x.dtype in half else x for x in outputs)
-    proposals, video, counts = batch.proposals, batch.video, batch.counts
-    expect(counts, s_base=(s_base, "N C+1"), attention=(attention, "N"), labels=(batch.labels, "B C"))
-    weight = weights(recipe, epoch, max_epoch)
-    labels, s_supp = batch.labels.to(s_base.dtype), s_base * attention[:, None]
-    action, background = (torch.cat([labels, torch.full_like(labels[:, :1], y)], 1) for y in (0, 1))
-
-    def sme() -> Tensor:
-        p = video_probability(s_base, attention, video, len(counts), attend=recipe.sme_attention)
-        moderate = weight["moderate"] if sme_labels == "high+moderate" else 0.0
-        return sme_loss(p, batch.pseudo_label, batch.confidence, moderate)
-
-    def pc() -> Tensor:
-        matched, overlaps = match_pseudo_true(proposals, attention, video, counts, recipe.gamma)
-        factors = recipe.pc_centre, recipe.pc_distance, recipe.pc_penalty
-        return pc_loss(s_pc, proposals, matched, overlaps, video, counts, *factors, recipe.pc_all_pairs)
-
-    def sc() -> Tensor:
-        l_st = st_loss(f_prop, s_base, s_supp, labels, video, counts, first_class=recipe.st_first_class)
-        return sc_loss(l_st, consistency_loss(s_base, s_supp, video, len(counts)), weight["alpha"])
-
-    terms = {
-        "loss_prop_mil_orig": mil_loss(s_base, background, video, counts, k),
-        "loss_prop_mil_supp": 0.5 * mil_loss(s_supp, action, video, counts, k),
-    }
-    total = terms["loss_prop_mil_orig"] + terms["loss_prop_mil_supp"]
-    for name, term in (("sme", sme), ("pc", pc), ("sc", sc)):
-        if name in losses:
-            factor = weight[f"lambda_{name}"]
-            with torch.set_grad_enabled(torch.is_grad_enabled() and factor != 0):
-                terms[f"{name.upper()}_loss"] = value = term()
-            total = total + factor * value if factor != 0 else total
+    if not set(names) <= set(TERMS):
+        raise ValueError(f"unknown losses {sorted(set(names) - set(TERMS))}")
+    outputs = {name: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for name, x in outputs.items()}
+    expect(**{name: (x[:, 0] if x.ndim == 2 else x, "rows") for name, x in outputs.items()})
+    n = len(batch.packing.video)
+    padding, outputs = {k: x[n:] for k, x in outputs.items()}, {k: x[:n] for k, x in outputs.items()}
+    s_base, attention = outputs["s_base"], outputs["attention"]
+    expect(batch.packing, s_base=(s_base, "N C+1"), attention=(attention, "N"), labels=(batch.labels, "B C"))
+    s_supp, labels = s_base * attention[:, None], batch.labels.to(s_base)
+    total, terms = s_base.new_zeros(()), {}
+    for term in (*CLASSIFICATION, *(TERMS[name] for name in names)):
+        numbers = term.schedule(recipe, epoch, max_epoch)
+        weight = next(iter(numbers.values()))
+        drawn = {k: x if term.pads(recipe) else x[:0] for k, x in padding.items()}  # for the terms that ask alone
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
+            value = terms[term.name] = term.value(Step(outputs, s_supp, drawn, batch, labels, recipe, numbers))
+        total = total + weight * value if weight != 0 else total
     return {"loss_total": total, **terms}

@@ -2,121 +2,108 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from options import LOSSES, RECIPES
-from utils.annotations import WHERE_FROM
 from utils.errors import InputError
 from utils.files import load_checkpoint, save_checkpoint
 from utils.packed import Outputs
 
-Draws = Sequence[Tuple[torch.Generator, int]]  # a stream of random bits and how many rows take from it, in order
+PREFIX = "prop_fused_backbone."  # of every name in a released checkpoint
+README = "README, 'THUMOS14 from download to table', says where checkpoints come from"
 
 
-def dropout(x: Tensor, ratio: float, draws: Draws) -> Tensor:
-    """Inverted dropout of x [N, W] with 16 random bits an element; each of ``draws`` serves the next rows.
+class Branch(NamedTuple):
+    """A branch of the network: Linear(2D -> D), ReLU, Linear(D -> width), and what is read from it."""
 
-    The keep probability is rounded to 1/65536. Four elements share a 64-bit number, which makes this several times
-    cheaper on a CPU than a Bernoulli draw an element. ValueError where the draws do not serve every row once.
-    """
-    if sum(rows for _, rows in draws) != len(x):
-        raise ValueError(f"draws for {sum(rows for _, rows in draws)} of {len(x)} rows")
-    if ratio == 0:
-        return x
-    words = torch.empty(len(x), (x.shape[1] + 3) // 4, dtype=torch.int64, device=x.device)
-    for part, (generator, _) in zip(words.split([rows for _, rows in draws]), draws):
-        part.random_(-(2**63), None, generator=generator)  # the whole range: every bit is random
-    dropped = round(ratio * 65536)
-    keep = words.view(torch.int16)[:, : x.shape[1]] >= dropped - 32768
-    return x * keep.to(x.dtype).mul_(65536 / (65536 - dropped))
+    layer: str  # the released name
+    width: Callable[[int], int]  # from the number of classes
+    read: Callable[[Tensor], Tensor]
 
 
-class _Branch(nn.Sequential):
-    """Linear(2D -> D), ReLU, Linear(D -> out): a convolution of kernel 1 over proposals."""
-
-    def __init__(self, width: int, out: int):
-        super().__init__(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, out))
+def _unit(x: Tensor) -> Tensor:
+    return x.squeeze(1).sigmoid()
 
 
-class Backbone(nn.Module):
-    """Fusion layer and the three branches, under the names of the released checkpoints."""
-
-    def __init__(self, feature_size: int, num_class: int):
-        super().__init__()
-        self.prop_fusion = nn.Sequential(nn.Linear(3 * feature_size, feature_size), nn.ReLU())
-        self.prop_classifier = _Branch(feature_size, num_class + 1)
-        self.prop_attention = _Branch(feature_size, 1)
-        self.prop_completeness = _Branch(feature_size, 1)
+BRANCHES = {  # by the name of the output
+    "s_base": Branch("prop_classifier", lambda classes: classes + 1, lambda x: x),  # the last column is background
+    "attention": Branch("prop_attention", lambda classes: 1, _unit),
+    "s_pc": Branch("prop_completeness", lambda classes: 1, _unit),
+}
 
 
 class SEAL(nn.Module):
     """Scores proposals. feature_size is 2D (both modalities), num_class is C.
 
-    Parameters are initialised as in P-MIL (Xavier uniform weights, zero biases), drawn from ``seed``.
+    Weights and biases are uniform in +-1/sqrt(fan_in), drawn from ``seed``: P-MIL and the release initialise nothing
+    themselves, so torch's own initialisation of linear layers holds.
     """
 
     def __init__(self, feature_size: int, num_class: int, dropout_ratio: float = 0.5, seed: int = 0):
         super().__init__()
         self.feature_size, self.num_class, self.dropout_ratio = feature_size, num_class, dropout_ratio
-        self.prop_fused_backbone = Backbone(feature_size, num_class)
+        net = nn.ModuleDict({"prop_fusion": nn.Sequential(nn.Linear(3 * feature_size, feature_size), nn.ReLU())})
+        for branch in BRANCHES.values():
+            hidden, out = feature_size // 2, branch.width(num_class)
+            net[branch.layer] = nn.Sequential(nn.Linear(feature_size, hidden), nn.ReLU(), nn.Linear(hidden, out))
+        self.prop_fused_backbone = net
         generator = torch.Generator().manual_seed(seed)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
-                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-                nn.init.zeros_(layer.bias)
+                for parameter in (layer.weight, layer.bias):
+                    nn.init.uniform_(
+                        parameter, -(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator
+                    )
 
     def forward(
-        self, rows: Tensor, index: Optional[Tensor] = None, draws: Optional[Draws] = None, share_rows: bool = False
+        self, rows: Tensor, index: Optional[Tensor] = None, padding: int = 0, share_rows: bool = False
     ) -> Outputs:
         """Score N proposals from U packed SCFE inputs.
 
-        rows: [U, 6D] (``utils.scfe``). index: int64 [N], the row of each proposal; None: row i is proposal i. The
-        fusion layer runs once a row and dropout acts on each proposal; with ``share_rows`` everything runs once a
-        row, dropout too. draws: streams of the dropout for the N proposals (or U rows); None: no dropout, and rows
-        are shared. Returns s_base [N, C+1] logits, attention [N], s_pc [N] in (0, 1), f_prop [N, 2D].
+        rows: [U, 6D] (``utils.datasets.scfe``). index: int64 [N], the row of each proposal; None: row i is proposal i.
+        The fusion layer runs once a row and dropout acts on each proposal; with ``share_rows``, and in evaluation, all
+        of it runs once a row. padding: so many proposals of the SCFE input 0, which pads a batch in the authors' code,
+        follow after the others. Returns s_base [N, C+1] logits, attention and s_pc [N] in (0, 1), f_prop [N, 2D], N
+        counting the padding.
         """
         if rows.ndim != 2 or rows.shape[1] != 3 * self.feature_size:
             raise ValueError(f"rows must be [U, {3 * self.feature_size}], not {tuple(rows.shape)}")
         net = self.prop_fused_backbone
-        f_prop = net.prop_fusion(rows)
-        late = share_rows or draws is None
+        f_prop = net["prop_fusion"](rows)
+        late = share_rows or not self.training
         if index is not None and not late:
-            f_prop = f_prop.index_select(0, index)
-        if draws is not None:
-            f_prop = dropout(f_prop, self.dropout_ratio, draws)
-        s_base = net.prop_classifier(f_prop)
-        attention = net.prop_attention(f_prop).squeeze(1).sigmoid()
-        s_pc = net.prop_completeness(f_prop).squeeze(1).sigmoid()
-        outputs = Outputs(s_base, attention, s_pc, f_prop)
-        return Outputs(*(x.index_select(0, index) for x in outputs)) if index is not None and late else outputs
+            f_prop, index = f_prop.index_select(0, index), None
+        if padding:
+            if index is not None:
+                index = torch.cat([index, torch.arange(len(f_prop), len(f_prop) + padding, device=index.device)])
+            f_prop = torch.cat([f_prop, net["prop_fusion"][0].bias.relu().to(f_prop).expand(padding, -1)])
+        f_prop = F.dropout(f_prop, self.dropout_ratio, self.training)
+        outputs = {name: branch.read(net[branch.layer](f_prop)) for name, branch in BRANCHES.items()}
+        outputs["f_prop"] = f_prop
+        return outputs if index is None else {name: x.index_select(0, index) for name, x in outputs.items()}
+
+    def freeze(self, outputs: Collection[str]) -> None:
+        """No gradient for the branches behind these outputs: nothing trains them."""
+        for name in outputs:
+            self.prop_fused_backbone[BRANCHES[name].layer].requires_grad_(False)
 
 
 def save_model(path: Path, model: SEAL, info: Dict[str, object]) -> None:
     """Write the state_dict under the released names and shapes: branch weights are kernel-1 convolutions [o, i, 1].
 
-    ``info`` (plain data) travels in the state_dict's metadata, which other programs pass over: the authors' code loads
-    the file as its own.
+    ``info`` (plain data) travels in the state_dict's metadata, which other programs ignore: the authors' code loads the
+    file as its own.
     """
     state = model.state_dict()
-    out = OrderedDict((k, v.unsqueeze(-1) if _is_convolution(k, v) else v) for k, v in state.items())
+    branches = tuple(f"{PREFIX}{branch.layer}." for branch in BRANCHES.values())
+    out = OrderedDict((k, v.unsqueeze(-1) if v.ndim == 2 and k.startswith(branches) else v) for k, v in state.items())
     out._metadata = OrderedDict(getattr(state, "_metadata", {}), seal=info)  # type: ignore[attr-defined]
     save_checkpoint(path, out)
-
-
-def check_classes(path: Path, model: SEAL, info: Dict[str, object], classes: Sequence[str]) -> None:
-    """Refuse a checkpoint of other classes than the data have (InputError)."""
-    if model.num_class != len(classes):
-        what = f"a checkpoint of {model.num_class} classes for data of {len(classes)}"
-        raise InputError(what, path, "use its own dataset")
-    if info.get("classes", list(classes)) != list(classes):
-        raise InputError("a checkpoint of other classes, or in another order", path, "use its own classlist")
 
 
 def load_model(path: Path) -> Tuple[SEAL, Dict[str, Any]]:
@@ -125,25 +112,20 @@ def load_model(path: Path) -> Tuple[SEAL, Dict[str, Any]]:
     Kernel-1 convolution weights [o, i, 1] and linear ones [o, i] are both accepted. Raises InputError naming file and
     parameter.
     """
-    state = load_checkpoint(path, todo="train one (ckpt/best_model.pkl of a run), or: " + WHERE_FROM)
+    state = load_checkpoint(path, todo=f"train one (ckpt/best_model.pkl of a run), or: {README}")
     todo = "give a checkpoint of this program or the authors' best_model.pkl"
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if isinstance(state, dict) and {"model", "optimizer", "epoch"} <= set(state):
+        raise InputError(
+            "the state of a run, not a checkpoint", path, "give last_model.pkl or best_model.pkl beside it"
+        )
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError("not a state_dict", path, todo)
-    info = getattr(state, "_metadata", {}).get("seal", {})
     weights = {k: v.squeeze(-1) if v.ndim == 3 and v.shape[-1] == 1 else v for k, v in state.items()}
-    sized = [f"prop_fused_backbone.{layer}.weight" for layer in ("prop_fusion.0", "prop_classifier.2")]
-    try:
-        fusion, classifier = (tuple(weights[name].shape) for name in sized)
-        feature_size, num_class = fusion[0], classifier[0] - 1
-    except (KeyError, IndexError) as error:
-        raise InputError(f"no parameter {error}", path, todo) from None
-    # values of the file fill these two, and no other layer is larger: the model takes a small multiple of the file
-    wanted = (feature_size, 3 * feature_size), (num_class + 1, feature_size // 2)
-    if (fusion, classifier) != wanted or feature_size < 2 or num_class < 1:
-        what = f"a fusion layer {fusion} with a classifier {classifier} is no network of this kind"
-        raise InputError(what, path, todo)
-    _check_info(info, feature_size, num_class, path)
-    model = SEAL(feature_size, num_class)
+    fusion, classifier = (weights.get(f"{PREFIX}{layer}.weight") for layer in ("prop_fusion.0", "prop_classifier.2"))
+    known = fusion is not None and classifier is not None and fusion.ndim == classifier.ndim == 2
+    if not known or min(fusion.shape[0], classifier.shape[0]) < 2 or fusion.shape[1] != 3 * fusion.shape[0]:
+        raise InputError("no fusion layer or no classifier of this network", path, todo)
+    model = SEAL(len(fusion), len(classifier) - 1)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}
     for name in sorted({*expected, *found}):
@@ -153,35 +135,13 @@ def load_model(path: Path) -> Tuple[SEAL, Dict[str, Any]]:
     if not all(bool(v.isfinite().all()) for v in weights.values()):
         raise InputError("NaN or Inf in the weights", path, "use another checkpoint")
     model.load_state_dict(weights)
-    return model, info
+    return model, getattr(state, "_metadata", {}).get("seal", {})
 
 
-def _check_info(info: Dict[str, Any], feature_size: int, num_class: int, path: Path) -> None:
-    """A checkpoint's info is empty, or says all that prediction needs in plain values that fit the weights."""
-    number = (int, float)
-    table = (  # name, types, what must hold of the value
-        ("classes", (list,), lambda v: _texts(v) and all(v) and len(set(v)) == len(v) == num_class),
-        ("losses", (list,), lambda v: _texts(v) and set(v) <= set(LOSSES)),
-        ("roi_size", (int,), lambda v: v % 6 == 0 and 6 <= v <= 1200),
-        ("feature_fps", number, lambda v: 1e-3 <= v < 1e6),
-        ("snippet_stride", number, lambda v: 1e-3 <= v < 1e6),
-        ("recipe", (str,), lambda v: v in RECIPES),
-        ("feature_size", (int,), lambda v: v == feature_size),
-    )
-    said = {"recipe": next(iter(RECIPES)), "feature_size": feature_size, **info}  # these two may be absent
-    wrong = [name for name, kinds, good in table if not (type(said.get(name)) in kinds and good(said[name]))]
-    try:
-        json.dumps(info, allow_nan=False)
-    except (TypeError, ValueError):
-        wrong.append("a value that is not plain")
-    if info and wrong:
-        todo = "save it again, or use its bare state_dict"
-        raise InputError(f"a checkpoint whose info is damaged: {', '.join(wrong)}", path, todo)
-
-
-def _texts(values: Sequence[object]) -> bool:
-    return all(type(value) is str for value in values)
-
-
-def _is_convolution(name: str, value: Tensor) -> bool:
-    return value.ndim == 2 and ".prop_fusion." not in name
+def check_classes(path: Path, model: SEAL, info: Dict[str, Any], classes: Sequence[str]) -> None:
+    """Refuse a checkpoint of other classes than the data have (InputError)."""
+    if model.num_class != len(classes):
+        what = f"a checkpoint of {model.num_class} classes for data of {len(classes)}"
+        raise InputError(what, path, "use its own dataset")
+    if info.get("classes", list(classes)) != list(classes):
+        raise InputError("a checkpoint of other classes, or in another order", path, "use its own classlist")

@@ -1,339 +1,277 @@
-"""Every option of SEAL on one screen: the two recipes as data, and the command line that may override any number."""
+"""Every option of SEAL: the numbers of the two recipes in one table, the options of the command line in another."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, fields
-from typing import Callable, NoReturn, Optional, Sequence, Tuple
+from collections import namedtuple
+from types import SimpleNamespace
+from typing import Any, Callable, Mapping, NamedTuple, NoReturn, Optional, Sequence, Tuple, Union
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The numbers of the losses. Fields are flags of the same name; each comment says what the number is."""
-
-    # L_SME, Eq. (8)-(9)
-    sme_attention: bool  # p of a video weighs each proposal with its attention A (Eq. 9), or not
-    sme_moderate: float  # factor of the moderate-confidence mean, beside lambda(t) = 1 - t/T
-    sme_schedule: (
-        str  # its weight lambda_1: "linear" max(0, 1 - t/until) or "exp" exp(-0.05 t/until) (1 - exp(-10 t/until))
-    )
-    sme_until: int  # epoch from (linear) or after (exp) which lambda_1 is 0
-    # L_pc, Eq. (10)
-    gamma: float  # pseudo-true instances: A >= gamma * max A
-    pc_centre: float  # factor of the centre term
-    pc_distance: float  # factor of the d/I term
-    pc_penalty: float  # factor of the penalty delta
-    pc_all_pairs: bool  # centre term over all pairs (score i, geometry j) / V instead of i = j
-    lambda_pc: float  # lambda_2
-    # L_sc, Eq. (11)-(13)
-    st_first_class: bool  # first class of the video only, and one mean over all N_c of the batch
-    alpha_start: float  # alpha(t) = alpha_start + alpha_gain * t / alpha_epochs
-    alpha_gain: float
-    alpha_epochs: int
-    sc_decay: float  # lambda_3 = exp(-t / sc_decay) up to epoch sc_until, then 0
-    sc_until: int
-
-
-RECIPES = {
-    "paper": Recipe(
-        sme_attention=True,
-        sme_moderate=1.0,
-        sme_schedule="linear",
-        sme_until=30,
-        gamma=0.9,
-        pc_centre=1.0,
-        pc_distance=1.0,
-        pc_penalty=1.0,
-        pc_all_pairs=False,
-        lambda_pc=1.5,
-        st_first_class=False,
-        alpha_start=0.3,
-        alpha_gain=0.2,
-        alpha_epochs=50,
-        sc_decay=8.0,
-        sc_until=50,
-    ),
-    "release": Recipe(
-        sme_attention=False,
-        sme_moderate=0.5,
-        sme_schedule="exp",
-        sme_until=160,
-        gamma=0.8,
-        pc_centre=0.01,
-        pc_distance=0.6,
-        pc_penalty=9.0,
-        pc_all_pairs=True,
-        lambda_pc=3.4,
-        st_first_class=True,
-        alpha_start=0.3,
-        alpha_gain=0.2,
-        alpha_epochs=70,
-        sc_decay=8.0,
-        sc_until=70,
-    ),
-}
-
-
-LOSSES = ("sme", "pc", "sc")
-
-
-def _losses(text: str) -> Tuple[str, ...]:
-    """A subset of the terms beside classification: ``sme,pc,sc``, ``pc``, ``none``."""
-    names = () if text == "none" else tuple(text.split(","))
-    if not set(names) <= set(LOSSES) or len(set(names)) != len(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is no subset of {','.join(LOSSES)}, nor none")
-    return tuple(name for name in LOSSES if name in names)
-
-
-def _number(kind: type, low: float, high: float = 2**31 - 1, above: bool = False) -> Callable[[str], float]:
-    """A finite number in [low, high], or in (low, high] with ``above``."""
+def number(kind: type, low: float, high: float = 2**31 - 1, above: bool = False) -> Callable[[str], float]:
+    """Reads a finite number in [low, high], or in (low, high] with ``above``."""
 
     def convert(text: str) -> float:
         value = kind(text)
         if not (math.isfinite(value) and (low < value if above else low <= value) and value <= high):
-            bounds = f"{'(' if above else '['}{low}, {high}]"
-            raise argparse.ArgumentTypeError(f"{text} is not in {bounds}")
+            raise argparse.ArgumentTypeError(f"{text} is not in {'(' if above else '['}{low}, {high}]")
         return value
 
     convert.__name__ = "number" if kind is float else "whole number"
     return convert
 
 
-def _flag(text: str) -> bool:
+def true_or_false(text: str) -> bool:
+    """Reads ``true`` or ``false``."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() == "true"
 
 
+COUNT, POSITIVE, FACTOR = number(int, 1), number(float, 0, above=True), number(float, 0)
+Kind = Union[Callable[[str], Any], Tuple[str, ...], None]  # reads the value, or the choices, or None for a switch
+
+
+class Number(NamedTuple):
+    """A number of the losses, a flag of the same name, with its value in either recipe."""
+
+    name: str
+    kind: Kind
+    paper: Any
+    release: Any
+    meaning: str
+
+
+NUMBERS = (
+    Number("k", COUNT, 8, 8, "L_cls takes the mean of the top M/k scores of a class, P-MIL's"),
+    # L_SME, Eq. (8)-(9)
+    Number("sme_labels", ("high", "high+moderate"), "high+moderate", "high+moderate", "pseudo-labels used, Table 5"),
+    Number("sme_attention", true_or_false, True, False, "p of Eq. (9) weighs proposals with attention A"),
+    Number("sme_moderate", FACTOR, 1.0, 0.5, "factor of the moderate-confidence mean of Eq. (8), beside 1 - t/T"),
+    Number("sme_schedule", ("linear", "exp"), "linear", "exp", "shape of lambda_1 over epochs, u = sme_until: "
+           "max(0, 1 - t/u) or exp(-0.05 t/u) (1 - exp(-10 t/u))"),
+    Number("sme_until", COUNT, 30, 160, "epoch from which (linear), or after which (exp), lambda_1 is 0"),
+    # L_pc, Eq. (10)
+    Number("gamma", number(float, 0, 1), 0.9, 0.8, "pseudo-true instances: A >= gamma max A"),
+    Number("pc_centre", FACTOR, 1.0, 0.01, "factor of the centre term of Eq. (10)"),
+    Number("pc_distance", FACTOR, 1.0, 0.6, "factor of d/I in Eq. (10)"),
+    Number("pc_penalty", FACTOR, 1.0, 9.0, "factor of the penalty in Eq. (10)"),
+    Number("pc_all_pairs", true_or_false, False, True, "centre term over all pairs (score i, geometry j) / V"),
+    Number("lambda_pc", FACTOR, 1.5, 3.4, "lambda_2, weight of L_pc"),
+    # L_sc, Eq. (11)-(13)
+    Number("st_first_class", true_or_false, False, True, "L_st of Eq. (11) for the first class of a video only"),
+    Number("sc_padding", true_or_false, False, True, "rows that pad a batch take part in L_st and L_c"),
+    Number("alpha_start", FACTOR, 0.3, 0.3, "alpha(t) of Eq. (13) = alpha_start + alpha_gain t / alpha_epochs"),
+    Number("alpha_gain", FACTOR, 0.2, 0.2, "see alpha_start"),
+    Number("alpha_epochs", COUNT, 50, 70, "see alpha_start"),
+    Number("sc_decay", POSITIVE, 8.0, 8.0, "lambda_3 = exp(-t / sc_decay); the paper does not say: the authors' code"),
+    Number("sc_until", number(int, 0), 50, 70, "last epoch with lambda_3 > 0"),
+)  # fmt: skip
+Recipe = namedtuple("Recipe", [number.name for number in NUMBERS])
+RECIPES = {name: Recipe(*(getattr(number, name) for number in NUMBERS)) for name in ("release", "paper")}
+
+
+class Option(NamedTuple):
+    """A flag of the command line."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str  # argparse adds the default, and ``why`` behind it
+    why: str = ""
+    metavar: Optional[str] = "X"
+    nargs: Optional[str] = None
+
+
+SEED = number(int, 0, 2**31)
+OPTIONS = {
+    "what to do": (
+        Option("run_type", ("train", "test", "predict"), "train", "what to run"),
+        Option("pretrained_ckpt", str, None, "checkpoint to test or predict with; ours or the authors'", "", "FILE"),
+        Option("features", str, None, "predict: folder of per-video features, or RGB and flow", "", "DIR", "+"),
+        Option("proposals", str, None, "predict: proposals of these videos, seconds; or windows: windows of 2, 4, 8 … "
+               "snippets, each half a window after the one before", "", "FILE"),
+        Option("feature_fps", POSITIVE, None, "predict: frames a second (default: the checkpoint's)"),
+        Option("snippet_stride", POSITIVE, None, "predict: frames a snippet (default: the checkpoint's)"),
+        Option("exp_dir", str, None, "folder of the run (default: output/NAME-RUN_TYPE, next free number)", "", "DIR"),
+        Option("resume", None, False, "continue from EXP_DIR/ckpt/last_state.pt, to the same bits"),
+        Option("device", ("auto", "cuda", "cpu"), "auto", "where to compute", "CUDA if there is one"),
+        Option("seed", SEED, 0, "random seed"),
+        Option("seeds", SEED, None, "train one run a seed into EXP_DIR/seedN; ends with mean and sd", "", "SEED", "+"),
+        Option("jobs", COUNT, 1, "runs of --seeds side by side, which share the processor's threads"),
+    ),
+    "data, files as in the README; sizes come from the data, a flag that disagrees is an error": (
+        Option("dataset_name", str, "Thumos14reduced", "name of the dataset", "the paper's main set", "NAME"),
+        Option("dataset_root", str, None, "folder of the dataset (default: data/NAME)", "", "DIR"),
+        Option("proposals_root", str, None, "folder of Proposals_NAME_{train,test}.json, Table 6 (default: the "
+               "profile's, else proposals4NAME)", "", "DIR"),
+        Option("descriptors_root", str, None, "folder of the descriptors (default: descriptors/NAME; made from the "
+               "training videos if missing)", "", "DIR"),
+        Option("num_class", COUNT, None, "number of classes (default: from the classlist)", "", "C"),
+        Option("feature_size", COUNT, None, "width of RGB and flow together (default: from the features; I3D: 2048)",
+               "", "2D"),
+        Option("fix_proposals", None, False, "clip or drop bad proposals, with counts, instead of an error"),
+        Option("ignore_rate", None, False, "go on where most features do not fit the rate that the profile states"),
+        Option("cache_dir", str, "cache", "folder of the cached SCFE inputs", "THUMOS14 takes 1 GB", "DIR"),
+        Option("cache_dtype", ("float32", "float16"), "float32", "type of the cached SCFE inputs",
+               "the same bits as without a cache; float16 halves it"),
+        Option("no_cache", None, False, "compute the SCFE inputs at every step: no disk, the same bits, slower"),
+    ),
+    "model and training; the defaults are those of the paper and the release unless said otherwise": (
+        Option("recipe", tuple(RECIPES), "release", "numbers of the losses",
+               "what the authors' own command runs, and the better one where both can be measured here; paper: the "
+               "text"),
+        Option("descriptor_level", ("video", "segment"), "video", "means behind the descriptors, Table 4", "Eq. (2)"),
+        Option("max_epoch", COUNT, 200, "number of epochs; lambda(t) of Eq. (8) = 1 - t/max_epoch"),
+        Option("batch_size", COUNT, 10, "videos per step"),
+        Option("lr", POSITIVE, 5e-5, "learning rate (Adam)"),
+        Option("weight_decay", FACTOR, 1e-3, "L2 penalty inside Adam"),
+        Option("dropout_ratio", number(float, 0, 0.99), 0.5, "dropout after the fusion layer", "P-MIL's"),
+        Option("roi_size", number(int, 6, 1200), 12, "bins per proposal, a multiple of 6", "P-MIL's"),
+        Option("max_proposal", COUNT, 3000, "maximum proposals per training video; more are subsampled", "P-MIL's"),
+        Option("share_rows", None, False, "one dropout draw for proposals that repeat a segment: faster, other draws"),
+        Option("amp", ("off", "bf16"), "off", "mixed precision of the network"),
+        Option("tf32", None, False, "TF32 products on NVIDIA cards: faster, 10-bit mantissa"),
+        Option("save_seconds", FACTOR, 60.0, "least time between two saves of the state that --resume needs",
+               "0: every epoch"),
+    ),
+    "evaluation": (
+        Option("interval", COUNT, 10, "epochs between evaluations", "never changes training"),
+        Option("protocol", ("wtal", "exact", "exact210"), None, "protocol of mAP, README 'Protocols' (default: wtal "
+               "where the profile rounds ground truth, as the literature on THUMOS14 does; else exact)"),
+        Option("threshold_cls", number(float, 0, 1), 0.25, "video score from which a class is predicted",
+               "the authors'"),
+    ),
+}  # fmt: skip
+
+
+class Options(SimpleNamespace):
+    """Options of a run, by name; read-only."""
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"options are read-only: use replace({name}=…)")
+
+    def replace(self, **changes: object) -> Options:
+        """A copy with some options changed."""
+        return Options(**{**vars(self), **changes})
+
+    @property
+    def numbers(self) -> Recipe:
+        """The recipe after its overrides."""
+        return Recipe(*(getattr(self, name) for name in Recipe._fields))
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with the program's own form of an error: one line, exit status 2."""
+    """argparse with the program's own form: texts as they are written, an error of one line, exit status 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def form(prog: str) -> argparse.HelpFormatter:
+            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110)
+
+        super().__init__(*args, **{"formatter_class": form, "allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} - see {self.prog} --help\n")
 
 
-# every number of a recipe as a flag: (type, meaning)
-RECIPE_FLAGS = {
-    "sme_attention": (_flag, "p of Eq. (9) weighs proposals with attention: true or false"),
-    "sme_moderate": (_number(float, 0), "factor of the moderate-confidence mean in Eq. (8)"),
-    "sme_schedule": (("linear", "exp"), "shape of lambda_1 over epochs"),
-    "sme_until": (_number(int, 1), "epoch from which (linear), or after which (exp), lambda_1 is 0"),
-    "gamma": (_number(float, 0, 1), "pseudo-true instances of Eq. (10): A >= gamma max A"),
-    "pc_centre": (_number(float, 0), "factor of the centre term of Eq. (10)"),
-    "pc_distance": (_number(float, 0), "factor of d/I in Eq. (10)"),
-    "pc_penalty": (_number(float, 0), "factor of the penalty in Eq. (10)"),
-    "pc_all_pairs": (_flag, "centre term over all pairs: true or false"),
-    "lambda_pc": (_number(float, 0), "lambda_2, weight of L_pc"),
-    "st_first_class": (_flag, "L_st of Eq. (11) for the first class of a video only: true or false"),
-    "alpha_start": (_number(float, 0), "alpha(t) of Eq. (13) = start + gain t / epochs"),
-    "alpha_gain": (_number(float, 0), "see alpha_start"),
-    "alpha_epochs": (_number(int, 1), "see alpha_start"),
-    "sc_decay": (_number(float, 0, above=True), "lambda_3 = exp(-t / sc_decay)"),
-    "sc_until": (_number(int, 0), "last epoch with lambda_3 > 0"),
-}
+def add_option(group: Any, option: Option) -> None:
+    """Add a flag to a parser or a group of one; its default and the reason for it stand behind its help."""
+    text, flag = option.help, f"--{option.name}"
+    if option.kind is None:
+        group.add_argument(flag, action="store_true", help=text)
+        return
+    if option.default is not None:
+        text += f" (default: %(default)s{'; ' * bool(option.why)}{option.why})"
+    how = {"choices": option.kind} if isinstance(option.kind, tuple) else {"type": option.kind}
+    how.update({} if isinstance(option.kind, tuple) else {"metavar": option.metavar})
+    group.add_argument(flag, default=option.default, help=text, nargs=option.nargs, **how)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line: grouped, each default with its reason."""
+def names_of(terms: Sequence[str]) -> Callable[[str], Tuple[str, ...]]:
+    """Reads a subset of ``terms``: names joined by commas, or ``none``."""
+
+    def convert(text: str) -> Tuple[str, ...]:
+        names = () if text == "none" else tuple(text.split(","))
+        if not set(names) <= set(terms) or len(set(names)) != len(names):
+            raise argparse.ArgumentTypeError(f"{text!r} is no subset of {','.join(terms)}, nor none")
+        return tuple(name for name in terms if name in names)
+
+    convert.__name__ = "list of losses"
+    return convert
+
+
+def parser(terms: Sequence[str]) -> Parser:
+    """The command line of main.py; terms: names of the losses that can be switched (``losses.TERMS``)."""
     p = Parser(
         prog="main.py",
-        description="SEAL: weakly supervised temporal action localization (AAAI 2025). Trains on video-level labels, "
-        "scores candidate proposals, reports mAP.",
+        description="SEAL: weakly supervised temporal action localization (AAAI 2025).\n"
+        "Trains on video-level labels, scores candidate proposals, reports mAP.",
         epilog="First steps:  python main.py --run_type train --dataset_name Demo",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
-        allow_abbrev=False,
     )
-    count, share = _number(int, 1), _number(float, 0, 1)
-
-    g = p.add_argument_group("what to do")
-    g.add_argument("--run_type", choices=("train", "test", "predict"), default="train", help="default: train")
-    g.add_argument("--pretrained_ckpt", metavar="FILE", help="checkpoint to test or predict with; ours or the authors'")
-    text = "predict: folder of per-video features, or two of them: RGB and flow"
-    g.add_argument("--features", nargs="+", metavar="DIR", help=text)
-    g.add_argument("--proposals", metavar="FILE", help="predict: proposals of these videos, seconds")
-    g.add_argument(
-        "--exp_dir",
-        metavar="DIR",
-        help="where a run writes (default: output/NAME-RUN_TYPE or output/predict, the next free number)",
-    )
-    g.add_argument("--resume", action="store_true", help="go on from EXP_DIR/ckpt/last_state.pt, to the same bits")
-    g.add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: auto, CUDA if there is one"
-    )
-    g.add_argument("--seed", type=_number(int, 0, 2**31), default=0, help="of every random draw (default: 0)")
-
-    g.add_argument(
-        "--seeds",
-        type=_number(int, 0, 2**31),
-        nargs="+",
-        metavar="SEED",
-        help="train one after the other into EXP_DIR/seedN; ends with mean and standard deviation",
-    )
-
-    g = p.add_argument_group(
-        "data", "files as in the README; sizes come from the data, a flag that disagrees is an error"
-    )
-    g.add_argument(
-        "--dataset_name",
-        default="Thumos14reduced",
-        metavar="NAME",
-        help="default: Thumos14reduced, the paper's main set",
-    )
-    g.add_argument("--dataset_root", metavar="DIR", help="default: data/NAME")
-    g.add_argument(
-        "--proposals_root",
-        metavar="DIR",
-        help="folder of Proposals_NAME_{train,test}.json, Table 6 (default: the profile's, else proposals4NAME)",
-    )
-    g.add_argument(
-        "--descriptors_root", metavar="DIR", help="default: descriptors/NAME; made from the training videos if missing"
-    )
-    g.add_argument("--num_class", type=count, metavar="C", help="default: as many as the classlist has")
-    g.add_argument(
-        "--feature_size",
-        type=count,
-        metavar="2D",
-        help="RGB and flow together (default: width of the features; I3D: 2048)",
-    )
-    g.add_argument(
-        "--fix_proposals", action="store_true", help="clip or drop bad proposals, with counts, instead of an error"
-    )
-    g.add_argument(
-        "--cache_dir", default="cache", metavar="DIR", help="of the SCFE inputs (default: cache; THUMOS14 takes 1 GB)"
-    )
-    g.add_argument(
-        "--cache_dtype",
-        choices=("float32", "float16"),
-        default="float32",
-        help="default: float32, the same bits as without a cache; float16 halves it",
-    )
-    g.add_argument(
-        "--no_cache",
-        action="store_true",
-        help="compute the SCFE inputs at every step: no disk, the same bits, much slower",
-    )
-
-    g = p.add_argument_group("model and training", "defaults are the paper's unless said otherwise")
-    g.add_argument(
-        "--recipe",
-        choices=tuple(RECIPES),
-        default="paper",
-        help="numbers of the losses: the paper's (52.8) or the authors' later ones (55.2); default: paper",
-    )
-    g.add_argument(
-        "--losses",
-        type=_losses,
-        default=LOSSES,
-        metavar="LIST",
-        help="any of sme,pc,sc or none, Table 3 (default: sme,pc,sc)",
-    )
-    g.add_argument(
-        "--sme_labels",
-        choices=("high", "high+moderate"),
-        default="high+moderate",
-        help="pseudo-labels, Table 5 (default: high+moderate)",
-    )
-    g.add_argument(
-        "--descriptor_level", choices=("video", "segment"), default="video", help="Table 4 (default: video, Eq. 2)"
-    )
-    g.add_argument("--max_epoch", type=count, default=200, help="default: 200; lambda(t) of Eq. (8) = 1 - t/max_epoch")
-    g.add_argument("--batch_size", type=count, default=10, help="videos a step (default: 10)")
-    g.add_argument("--lr", type=_number(float, 0, above=True), default=5e-5, help="of Adam (default: 5e-5)")
-    g.add_argument("--weight_decay", type=_number(float, 0), default=1e-3, help="L2, inside Adam (default: 1e-3)")
-    g.add_argument(
-        "--dropout_ratio",
-        type=_number(float, 0, 0.99),
-        default=0.5,
-        help="after the fusion layer (default: 0.5, P-MIL's)",
-    )
-    g.add_argument(
-        "--roi_size",
-        type=_number(int, 6, 1200),
-        default=12,
-        help="bins of a proposal, a multiple of 6 (default: 12, P-MIL's)",
-    )
-    g.add_argument(
-        "--max_proposal",
-        type=count,
-        default=3000,
-        help="of a video in training, a random subset of more (default: 3000, P-MIL's)",
-    )
-    g.add_argument("--k", type=count, default=8, help="MIL takes the top M/k scores of a class (default: 8, P-MIL's)")
-    g.add_argument(
-        "--share_rows",
-        action="store_true",
-        help="one dropout draw for proposals that repeat a segment: faster, other draws",
-    )
-    g.add_argument(
-        "--amp", choices=("off", "bf16"), default="off", help="mixed precision of the network (default: off)"
-    )
-    g.add_argument("--tf32", action="store_true", help="TF32 products on NVIDIA cards: faster, 10-bit mantissa")
-
-    g.add_argument(
-        "--save_seconds",
-        type=_number(float, 0),
-        default=60.0,
-        metavar="S",
-        help="least time between two saves of the state that --resume needs (default: 60; 0: every epoch)",
-    )
-
-    g = p.add_argument_group("evaluation")
-    g.add_argument(
-        "--interval", type=count, default=10, help="epochs between evaluations (default: 10); never changes training"
-    )
-    g.add_argument(
-        "--protocol",
-        choices=("wtal", "exact", "exact210"),
-        default="wtal",
-        help="of mAP, README 'Protocols' (default: wtal, the literature's)",
-    )
-    g.add_argument(
-        "--threshold_cls",
-        type=share,
-        default=0.25,
-        help="video score from which a class is predicted (default: 0.25, the authors')",
-    )
-
-    g = p.add_argument_group("numbers of the recipe", "each replaces the recipe's own")
-    for field in fields(Recipe):
-        kind, meaning = RECIPE_FLAGS[field.name]
-        values = " / ".join(f"{getattr(recipe, field.name)}".lower() for recipe in RECIPES.values())
-        how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind, "metavar": "X"}
-        g.add_argument(f"--{field.name}", help=f"{meaning} ({' / '.join(RECIPES)}: {values})", **how)
+    for title, options in OPTIONS.items():
+        group = p.add_argument_group(*title.split(", ", 1)) if title.startswith("data") else p.add_argument_group(title)
+        for option in options:
+            add_option(group, option)
+        if title.startswith("model"):
+            text = f"losses beside classification, Table 3: any of {','.join(terms)}, or none (default: all)"
+            group.add_argument("--losses", type=names_of(terms), default=tuple(terms), metavar="LIST", help=text)
+    group = p.add_argument_group("numbers of the recipe", "each replaces the recipe's own")
+    for row in NUMBERS:
+        values = " / ".join(str(getattr(row, name)).lower() for name in RECIPES)
+        text = f"{row.meaning} ({' / '.join(RECIPES)}: {values})"
+        add_option(group, Option(row.name, row.kind, None, text))
     return p
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe after its overrides."""
-    return Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
-
-
-def parse(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
     """Options of a run, the recipe's numbers filled in where none is given. A wrong one exits with status 2."""
-    p = parser()
-    args = p.parse_args(argv)
-    for name, value in vars(RECIPES[args.recipe]).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if args.lambda_pc == 0 or args.pc_centre == args.pc_penalty == 0:  # d/I alone has no gradient
-        args.losses = tuple(name for name in args.losses if name != "pc")
-    if args.resume and not args.exp_dir:
-        p.error("--resume needs --exp_dir")
-    if args.run_type == "train" and args.pretrained_ckpt:
-        p.error("--pretrained_ckpt is for test and predict; a run goes on with --resume")
-    if args.roi_size % 6:
-        p.error(f"argument --roi_size: {args.roi_size} is no multiple of 6")
+    p = parser(terms)
+    found = vars(p.parse_args(argv))
+    recipe = RECIPES[found["recipe"]]._asdict()
+    args = Options(**{**found, **{name: v for name, v in recipe.items() if found[name] is None}})
     needs = {"test": ("pretrained_ckpt",), "predict": ("pretrained_ckpt", "features", "proposals")}
     for name in needs.get(args.run_type, ()):
         if not getattr(args, name):
             p.error(f"--run_type {args.run_type} needs --{name}")
-    if args.seeds and (len(set(args.seeds)) != len(args.seeds) or args.seed != p.get_default("seed")):
-        p.error("argument --seeds: a seed stands twice, or beside --seed")
-    foreign = {"seeds": "train", "resume": "train", "features": "predict", "proposals": "predict"}
-    for name, run_type in foreign.items():
-        if getattr(args, name) and args.run_type != run_type:
-            p.error(f"--{name} is for --run_type {run_type}")
-    if args.features and len(args.features) > 2:
-        p.error("argument --features: one folder, or one of RGB and one of flow")
+    belongs = {"seeds": ("train",), "resume": ("train",), "pretrained_ckpt": ("test", "predict")}
+    belongs.update({name: ("predict",) for name in ("features", "proposals", "feature_fps", "snippet_stride")})
+    for name, run_types in belongs.items():
+        if getattr(args, name) and args.run_type not in run_types:
+            todo = "; a run continues with --resume" * (name == "pretrained_ckpt")
+            p.error(f"--{name} is for --run_type {' and '.join(run_types)}{todo}")
+    wrong = (
+        (args.resume and not args.exp_dir, "--resume needs --exp_dir"),
+        (args.roi_size % 6, f"argument --roi_size: {args.roi_size} is no multiple of 6"),
+        (args.seeds and len(set(args.seeds)) != len(args.seeds), "argument --seeds: duplicate seed"),
+        (args.seeds and args.seed != p.get_default("seed"), "argument --seeds: not beside --seed"),
+        (args.features and len(args.features) > 2, "argument --features: one folder, or one of RGB and one of flow"),
+    )
+    for bad, message in wrong:
+        if bad:
+            p.error(message)
     return args
+
+
+def restore(args: Options, values: Mapping[str, Any], terms: Sequence[str]) -> Options:
+    """A copy with the options that a checkpoint states (lists for tuples). ValueError for what no option can be."""
+    kinds = {option.name: option.kind for options in OPTIONS.values() for option in options}
+    kinds.update({row.name: row.kind for row in NUMBERS}, losses=names_of(terms))
+    found = {}
+    for name, value in values.items():
+        text = (",".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+        try:
+            found[name] = _read(kinds[name], text)
+        except (argparse.ArgumentTypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from None
+    return args.replace(**found)
+
+
+def _read(kind: Kind, text: str) -> Any:
+    if kind is None:
+        return true_or_false(text)
+    if isinstance(kind, tuple):
+        if text not in kind:
+            raise ValueError(f"{text} is none of {kind}")
+        return text
+    return kind(text)

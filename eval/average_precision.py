@@ -1,8 +1,8 @@
 """Average precision of temporal detections, for all classes and thresholds at once (ActivityNet protocol).
 
-Per class and threshold, detections by falling score each take the free ground truth of their video with the highest
-tIoU. That greedy rule is the only stable matching between detections (which prefer high tIoU) and ground truth (which
-prefers high scores), so proposals and rejections (Gale and Shapley, 1962) reach it for everything in parallel.
+Per class and threshold, detections by falling score each take the free instance of their video with the highest tIoU.
+That greedy rule is the only stable matching between detections (which prefer high tIoU) and instances (which prefer
+high scores), so proposals and rejections (Gale and Shapley, 1962) reach it for everything in parallel.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import NamedTuple, Sequence, Tuple
 
 import numpy as np
 
-PAIRS_AT_ONCE = 2_000_000  # pairs of a detection and a ground truth compared at once
+PAIRS_AT_ONCE = 2_000_000  # pairs of a detection and an instance compared at once
 
 
-class Segments(NamedTuple):
-    """Columns of ground truth or detections."""
+class Columns(NamedTuple):
+    """Instances or detections, as columns."""
 
     video: np.ndarray  # int [N]
     segment: np.ndarray  # float [N, 2], any unit of time
@@ -23,13 +23,29 @@ class Segments(NamedTuple):
 
 
 def average_precision(
-    truth: Segments, found: Segments, score: np.ndarray, num_class: int, tious: Sequence[float]
+    truth: Columns, found: Columns, score: np.ndarray, num_class: int, tious: Sequence[float]
 ) -> np.ndarray:
-    """Interpolated AP, float64 [len(tious), num_class], fractions; NaN for a class without ground truth.
+    """Interpolated AP, float64 [len(tious), num_class], fractions; NaN for a class without instances.
+
+    Arguments, conventions and errors as in ``match``.
+    """
+    _, rank = match(truth, found, score, num_class, tious)
+    positives = np.bincount(truth.label, minlength=num_class)
+    precision = interpolated(hits(rank, truth.label, num_class))
+    with np.errstate(invalid="ignore"):
+        return precision.sum(axis=2) / np.where(positives, positives, np.nan)
+
+
+def match(
+    truth: Columns, found: Columns, score: np.ndarray, num_class: int, tious: Sequence[float]
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Which detection takes each instance: (order int64 [N], rank float64 [len(tious), G]).
 
     truth: G instances. found, score: N detections, in the same unit of time; equal scores count in the order given,
-    equal tIoUs go to the earlier ground truth. Two empty segments have tIoU 0. Raises ValueError for shapes or labels
-    that do not fit, thresholds outside (0, 1] and NaN.
+    and of equal tIoUs a detection takes the later instance, as in all evaluators of the field. Two empty segments have
+    tIoU 0. order: the detections by class, then falling score. rank: place, among the detections of its class in that
+    order, of the one that takes the instance; infinity where none does. Raises ValueError for shapes or labels that do
+    not fit, thresholds outside (0, 1] and NaN.
     """
     tious = np.asarray(tious, dtype=np.float64)
     if tious.ndim != 1 or not ((tious > 0) & (tious <= 1)).all():
@@ -42,31 +58,73 @@ def average_precision(
             raise ValueError(f"{name}: a label is outside 0 … {num_class - 1}")
     if score.shape != found.label.shape or np.isnan(score).any():
         raise ValueError("one score for each detection, none NaN")
-    positives = np.bincount(truth.label, minlength=num_class)
+    order = np.lexsort((-score, found.label))  # stable
     if not len(tious) or not len(truth.label):
-        return np.full((len(tious), num_class), np.nan)
-
-    order = np.lexsort((-score, found.label))  # by class, then falling score; stable
-    found = Segments(*(column[order] for column in found))
-    taker = _match(truth, found, tious)  # [T, G], position in this order
+        return order, np.full((len(tious), len(truth.label)), np.inf)
+    found = Columns(*(column[order] for column in found))
+    taker = _stable_matching(truth, found, tious)
     begin = np.searchsorted(found.label, np.arange(num_class))
-    rank = taker - begin[truth.label]
-    # rank of the k-th true positive of each class: precision there is (k + 1) / (rank + 1), infinity when missed
-    place = np.lexsort((truth.label,))
+    return order, np.where(taker < len(order), taker - begin[truth.label], np.inf)
+
+
+def hits(rank: np.ndarray, label: np.ndarray, num_class: int) -> np.ndarray:
+    """The true positives of each class: float64 [T, num_class, most], rising ranks, then infinity.
+
+    rank: float64 [T, G] as from ``match``; label: int64 [G], class of each instance.
+    """
+    number = np.bincount(label, minlength=num_class)
+    place = np.argsort(label, kind="stable")
     slot = np.empty(len(place), dtype=np.int64)
-    slot[place] = np.arange(len(place)) - (np.cumsum(positives) - positives)[truth.label[place]]
-    hits = np.full((len(tious), num_class, positives.max()), np.inf)
-    hits[:, truth.label, slot] = np.where(taker < len(order), rank, np.inf)
-    hits.sort(axis=2)
-    precision = np.arange(1, hits.shape[2] + 1) / (hits + 1)
-    best_from_here = np.maximum.accumulate(precision[:, :, ::-1], axis=2)
-    with np.errstate(invalid="ignore"):
-        return best_from_here.sum(axis=2) / np.where(positives, positives, np.nan)
+    slot[place] = np.arange(len(place)) - (np.cumsum(number) - number)[label[place]]
+    found = np.full((len(rank), num_class, number.max(initial=0)), np.inf)
+    found[:, label, slot] = rank
+    found.sort(axis=2)
+    return found
 
 
-def _match(truth: Segments, found: Segments, tious: np.ndarray) -> np.ndarray:
-    """[T, G] the detection that takes each ground truth, N where none does. Detections are sorted, best first."""
-    detection, instance, tiou = _pairs(truth, found, tious.min())
+def interpolated(hits: np.ndarray, weight: object = 1.0) -> np.ndarray:
+    """Best precision from each true positive on: float64, shape of ``hits`` [T, C, K]; 0 for an instance missed.
+
+    weight: what a true positive counts against a false one, a number or one for each class, as [C, 1].
+    """
+    positive = weight * np.arange(1, hits.shape[2] + 1)
+    precision = positive / (positive + hits - np.arange(hits.shape[2]))  # rank - k false positives come before
+    return np.maximum.accumulate(precision[:, :, ::-1], axis=2)[:, :, ::-1]
+
+
+def pairs(
+    truth_key: np.ndarray, truth: np.ndarray, found_key: np.ndarray, found: np.ndarray, least: float
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(detection, instance, tIoU) of all that have one key and tIoU >= least > 0; by detection, best first.
+
+    truth, found: segments [G, 2] and [N, 2] in one unit of time. truth_key, found_key: int [G] and [N], e.g. the video.
+    Of equal tIoUs the later instance comes first.
+    """
+    by_key = np.argsort(truth_key, kind="stable")
+    begin = np.searchsorted(truth_key[by_key], found_key)
+    count = np.searchsorted(truth_key[by_key], found_key, side="right") - begin
+    total = np.cumsum(count)
+    cuts = np.searchsorted(total, np.arange(PAIRS_AT_ONCE, total[-1] if len(total) else 0, PAIRS_AT_ONCE))
+    parts = []
+    for a, b in zip(np.r_[0, cuts], np.r_[cuts, len(count)]):
+        n = count[a:b]
+        d = np.repeat(np.arange(a, b), n)
+        g = by_key[np.arange(n.sum()) + np.repeat(begin[a:b] - np.cumsum(n) + n, n)]
+        (start, end), (start_g, end_g) = found[d].T, truth[g].T
+        shared = np.minimum(end, end_g) - np.maximum(start, start_g)
+        union = (end - start) + (end_g - start_g) - shared
+        near = np.flatnonzero((shared > 0) & (shared >= least * union * (1 - 1e-9)))
+        parts.append((d[near], g[near], shared[near] / union[near]))
+    d, g, tiou = (np.concatenate(column) for column in zip(*parts))
+    order = np.lexsort((-g, -tiou, d))
+    return d[order], g[order], tiou[order]
+
+
+def _stable_matching(truth: Columns, found: Columns, tious: np.ndarray) -> np.ndarray:
+    """[T, G] the detection that takes each instance, N where none does. Detections are sorted, best first."""
+    videos = 1 + max(truth.video.max(initial=0), found.video.max(initial=0))
+    truth_key, found_key = (part.label * videos + part.video for part in (truth, found))
+    detection, instance, tiou = pairs(truth_key, truth.segment, found_key, found.segment, tious.min())
     G, N = len(truth.label), len(found.label)
     detection, tiou = np.append(detection, -1), np.append(tiou, -1.0)  # a sentinel ends the last list
     first = np.flatnonzero(np.diff(detection, prepend=-1)[:-1] > 0)
@@ -75,7 +133,7 @@ def _match(truth: Segments, found: Segments, tious: np.ndarray) -> np.ndarray:
     level, at = np.divmod(np.arange(len(tious) * len(first)), max(len(first), 1))
     at = first[at]
     asker = detection[at]
-    while True:  # each asker tries the next ground truth of its list that is still above the threshold
+    while True:  # each asker tries the next instance of its list that is still above the threshold
         open_ = (detection[at] == asker) & (tiou[at] >= tious[level])
         asker, level, at = asker[open_], level[open_], at[open_]
         if not len(asker):
@@ -89,29 +147,3 @@ def _match(truth: Segments, found: Segments, tious: np.ndarray) -> np.ndarray:
         asker = np.concatenate([asker[~won], before[out]])
         at = np.concatenate([at[~won], place_before[out]]) + 1
         level = np.concatenate([level[~won], level[out]])
-
-
-def _pairs(truth: Segments, found: Segments, least: float) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(detection, ground truth, tIoU) for all of one video and class with tIoU >= least, by detection, best first."""
-    videos = 1 + max(truth.video.max(initial=0), found.video.max(initial=0))
-    by_key = np.argsort(truth.label * videos + truth.video, kind="stable")
-    keys = (truth.label * videos + truth.video)[by_key]
-    wanted = found.label * videos + found.video
-    begin = np.searchsorted(keys, wanted)
-    count = np.searchsorted(keys, wanted, side="right") - begin
-    total = np.cumsum(count)
-    cuts = np.searchsorted(total, np.arange(PAIRS_AT_ONCE, total[-1] if len(total) else 0, PAIRS_AT_ONCE))
-    parts = []
-    for a, b in zip(np.r_[0, cuts], np.r_[cuts, len(count)]):
-        n = count[a:b]
-        d = np.repeat(np.arange(a, b), n)
-        g = by_key[np.arange(n.sum()) + np.repeat(begin[a:b] - np.cumsum(n) + n, n)]
-        (start, end), (start_g, end_g) = found.segment[d].T, truth.segment[g].T
-        shared = np.minimum(end, end_g) - np.maximum(start, start_g)
-        union = (end - start) + (end_g - start_g) - shared
-        near = np.flatnonzero((shared > 0) & (shared >= least * union * (1 - 1e-9)))
-        d, g, tiou = d[near], g[near], shared[near] / union[near]
-        parts.append((d, g, tiou))
-    d, g, tiou = (np.concatenate(column) for column in zip(*parts))
-    order = np.lexsort((g, -tiou, d))
-    return d[order], g[order], tiou[order]

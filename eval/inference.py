@@ -1,23 +1,37 @@
-"""From a model and a split to detections, metrics and pictures."""
+"""From a model and videos to detections, metrics and pictures."""
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 
-from dataset import Split, packed_batch
-from eval.classification import accuracy, mean_average_precision
-from eval.detection import evaluate_detections, in_protocol
-from eval.detections import Detections
-from eval.postprocess import candidates, detect
-from model import SEAL
-from utils.errors import InputError
-from utils.parallel import Group
-from utils.plots import figure_to_array, timeline
-from utils.profile import GroundTruth, Profile
+from dataset import Dataset, Split, load_dataset, packed_batch
+from eval.classification import accuracy, mean_average_precision, top1_accuracy
+from eval.detection import default_protocol, evaluate_detections, in_protocol
+from eval.postprocess import Candidates, candidates, detect, predicted_classes
+from losses import TERMS, untrained
+from model import SEAL, check_classes, load_model
+from options import NUMBERS, Options, restore
+from utils.datasets.annotations import read_annotations
+from utils.datasets.features import Features
+from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile
+from utils.datasets.proposals import load_proposals, read_results, windows
+from utils.datasets.rates import fitting
+from utils.datasets.rows import live_rows
+from utils.errors import InputError, raise_first, some
+from utils.files import file_hash, write_json
+from utils.run.experiment import experiment, plain, record
+from utils.run.plots import figure_to_array, timeline
+from utils.run.report import log, table
+from utils.segments import Segments, spelled, to_snippets
 
+# options that a checkpoint carries, for whoever asks what trained it
+TRAINED_WITH = ("recipe", "losses", "descriptor_level", "roi_size", "max_epoch", "batch_size", "lr", "weight_decay",
+                "dropout_ratio", "max_proposal", "share_rows", "amp", "seed", *(n.name for n in NUMBERS))  # fmt: skip
 ROWS_AT_ONCE = 8192  # rows the network takes at once: 200 MB of inputs at 2D = 2048
 
 
@@ -25,44 +39,22 @@ class Evaluation(NamedTuple):
     """Metrics of a test split and the detections behind them."""
 
     metrics: Dict
-    detections: Detections
-
-    def pictures(self, split: Split, truth: GroundTruth, number: int) -> Iterator[Tuple[str, np.ndarray]]:
-        """(video, uint8 [H, W, 3]) timelines of a few fixed videos: ground truth against the best detections."""
-        length_s = dict(zip(split.videos, split.length_s))
-        shown = [i for i in np.unique(truth.video) if truth.videos[i] in length_s]
-        for i in shown[len(shown) // (2 * number) :: max(1, len(shown) // number)][:number]:
-            video = truth.videos[i]
-            mine, found = truth.video == i, self.detections.of(video)
-            figure = timeline(
-                video,
-                truth.classes,
-                (truth.segment_s[mine], truth.label[mine]),
-                found,
-                length_s[video],
-            )
-            yield video, figure_to_array(figure)
+    detections: Segments
 
 
 @torch.no_grad()
-def score(model: SEAL, split: Split, videos: Sequence[int]) -> Iterator[Tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (video index, s_base [M, C+1] logits, attention [M], s_pc [M]) for some videos, each with proposals.
-
-    The network runs once a row, on the rows of many videos at a time, without dropout.
-    """
+def score(model: SEAL, split: Split) -> Iterator[Tuple[int, Dict[str, np.ndarray]]]:
+    """Yield (video index, outputs by name: s_base [M, C+1] logits, attention [M], s_pc [M]) of each video with
+    proposals. The network runs once a row, on the rows of many videos at a time, without dropout."""
+    model.eval()
     device = next(model.parameters()).device
-    waiting: List[int] = []
-    for place, v in enumerate(videos):
-        waiting.append(int(v))
-        rows = split.rows.size[waiting].sum()
-        if place + 1 < len(videos) and rows + split.rows.size[videos[place + 1]] <= ROWS_AT_ONCE:
-            continue
-        inputs, batch = packed_batch(split, waiting, device)
+    places = np.cumsum(split.rows.size[split.scored]) // ROWS_AT_ONCE
+    for part in np.split(split.scored, np.flatnonzero(np.diff(places)) + 1):
+        inputs, batch = packed_batch(split, part, device)
         outputs = model(inputs.rows, inputs.index)
-        s_base, attention, s_pc = (x.float().cpu().split(batch.counts) for x in outputs[:3])
-        for i, video in enumerate(waiting):
-            yield video, s_base[i].numpy(), attention[i].numpy(), s_pc[i].numpy()
-        waiting = []
+        columns = {k: v.float().cpu().split(batch.packing.counts) for k, v in outputs.items() if k != "f_prop"}
+        for i, video in enumerate(part):
+            yield int(video), {name: values[i].numpy() for name, values in columns.items()}
 
 
 def find(
@@ -70,53 +62,202 @@ def find(
     split: Split,
     classes: Sequence[str],
     ambiguous_s: Mapping[str, np.ndarray],
-    snippets_per_second: float,
     threshold_cls: float = 0.25,
-    use_pc: bool = True,
-    group: Optional[Group] = None,
-) -> Tuple[Detections, np.ndarray]:
-    """Detections in every video of a split, and video scores float64 [V, C]; each process takes its part of them.
+    without: Collection[str] = (),
+) -> Tuple[Segments, np.ndarray]:
+    """Detections in every video of a split, and video scores float64 [V, C].
 
-    threshold_cls: video score from which a class is predicted. use_pc: whether s_pc enters the score of a proposal.
+    ambiguous_s: video -> [K, 2] seconds. threshold_cls: video score from which a class is predicted. without: outputs
+    that are left out of the score of a proposal.
     """
-    videos = split.scored if group is None else split.scored[group.share(len(split.scored))]
     video_scores = np.zeros((len(split.videos), len(classes)))
-    found = []
-    for v, s_base, attention, s_pc in score(model, split, videos):
-        if not all(np.isfinite(x).all() for x in (s_base, attention, s_pc)):
+    found: List[Tuple[int, Candidates]] = []
+    for v, outputs in score(model, split):
+        if not all(np.isfinite(x).all() for x in outputs.values()):
             todo = "weights or features are too large: use another checkpoint, or lower --lr"
             raise InputError("scores that are not finite", f"video {split.videos[v]}", todo)
-        pc = s_pc if use_pc else None
-        scored, video_scores[v] = candidates(s_base, attention, pc, split.proposals[v], threshold_cls)
+        s_pc: Optional[np.ndarray] = None if "s_pc" in without else outputs["s_pc"]
+        given = (outputs["s_base"], outputs["attention"], s_pc, split.proposals[v])
+        scored, video_scores[v] = candidates(*given, threshold_cls)
         found.append((v, scored))
-    detections = detect(classes, split.videos, found, ambiguous_s, snippets_per_second)
-    if group is not None and group.size > 1:
-        columns = ("video", "segment_s", "label", "score")
-        parts = group.collect(([getattr(detections, c) for c in columns], video_scores))
-        merged = [np.concatenate(values) for values in zip(*(part for part, _ in parts))]
-        detections = Detections(detections.classes, detections.videos, *merged)
-        video_scores = np.sum([scores for _, scores in parts], axis=0)
-    return detections, video_scores
+    return detect(classes, split.videos, found, ambiguous_s, split.rate), video_scores
 
 
 def evaluate(
     model: SEAL,
-    split: Split,
-    truth: GroundTruth,
-    profile: Profile,
-    protocol: str = "wtal",
+    data: Dataset,
+    protocol: Optional[str] = None,
     threshold_cls: float = 0.25,
-    use_pc: bool = True,
-    group: Optional[Group] = None,
+    without: Collection[str] = (),
 ) -> Evaluation:
-    """Detect in every video of the split and score the detections; arguments as in ``find``.
+    """Detect in every test video and score the detections; arguments as in ``find``.
 
-    Returns metrics (fractions): those of ``eval.detection`` and video classification mAP and accuracy.
+    Returns metrics (fractions): those of ``eval.detection``, video classification mAP and accuracies.
     """
-    rate = profile.snippets_per_second
-    detections, scores = find(model, split, truth.classes, truth.ambiguous_s, rate, threshold_cls, use_pc, group)
-    metrics = evaluate_detections(truth, detections, profile, protocol)
-    scored = np.isin(split.videos, in_protocol(truth, protocol).videos)
-    metrics["classification_mAP"] = mean_average_precision(scores[scored], split.labels[scored])
-    metrics["classification_accuracy"] = accuracy(scores[scored], split.labels[scored])
-    return Evaluation(metrics, detections)
+    split = data.test
+    detections, scores = find(model, split, data.classes, data.ambiguous_s, threshold_cls, without)
+    protocol = protocol or default_protocol(data.profile)
+    metrics = evaluate_detections(data.truth, detections, data.profile, protocol)
+    counted = np.isin(split.videos, in_protocol(data.truth, protocol).videos)
+    scores, labels = scores[counted], split.labels[counted]
+    predicted = np.zeros(scores.shape, dtype=bool)
+    for row, values in zip(predicted, scores):
+        row[predicted_classes(values, threshold_cls)] = values.any()
+    metrics["classification_mAP"] = mean_average_precision(scores, labels)
+    metrics["classification_accuracy"] = accuracy(predicted, labels)
+    metrics["classification_top1"] = top1_accuracy(scores, labels)
+    return Evaluation({**metrics, **({"simulated": True} if data.simulated else {})}, detections)
+
+
+def pictures(data: Dataset, detections: Segments, number: int = 3) -> Iterator[Tuple[str, np.ndarray]]:
+    """(video, uint8 [H, W, 3]) timelines of a few fixed videos: ground truth against the best detections."""
+    truth, length_s = data.truth, dict(zip(data.test.videos, data.test.length_s))
+    shown = np.unique(truth.video)
+    for i in shown[len(shown) // (2 * number) :: max(1, len(shown) // number)][:number]:
+        video = truth.videos[i]
+        figure = timeline(video, truth, detections, length_s[video])
+        yield video, figure_to_array(figure)
+
+
+def unlabelled_split(
+    features: Sequence[Path], proposals: str, feature_size: int, profile: Profile, roi_size: int, fix: bool = False
+) -> Split:
+    """Videos that have features and proposals, as a split without labels; nothing is cached.
+
+    features: folder of per-video files, or one of RGB and one of flow. proposals: JSON in seconds, or "windows":
+    multi-scale windows of every video. profile: says the rate of the features. Raises InputError naming file and video.
+    """
+    for folder in features:
+        if not folder.is_dir():
+            raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
+    path, made = Path(proposals), proposals == "windows"
+    names = sorted({p.stem for p in features[0].rglob("*.*")}) if made else list(read_results(path))
+    if not names:
+        raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
+    source = Features(features, names, feature_size, profile.modalities)
+    try:
+        source.length(source.videos[0])
+    except InputError as error:
+        what = f"the checkpoint is for features of width {feature_size}: {error.what}"
+        raise InputError(what, error.where, "use the features it was trained on") from None
+    snippets = np.asarray([source.length(v) for v in source.videos])
+    rate = profile.rates(source.videos, snippets, np.full(len(snippets), np.nan))
+    length_s = dict(zip(source.videos, (snippets + 1) / rate))
+    if made:
+        segments_s = {v: windows(n) / r for v, n, r in zip(source.videos, snippets, rate)}
+    else:
+        found = load_proposals(path, length_s, fix)
+        if found.beyond > 1.1:
+            todo = fitting(profile, found.beyond * float(np.median((snippets + 1) / snippets)))
+            for field in ("feature_fps", "snippet_stride"):
+                todo = todo.replace(f'"{field}":', f"--{field}")
+            raise InputError("proposals end far beyond the features", path, todo.replace(" in dataset.json", ""))
+        raise_first(found.problems)
+        for line in found.notes[1 if len(source.videos) < len(names) else 0 :]:  # the first is said below
+            log(line)
+        segments_s = found.segments_s
+    keep = [i for i, v in enumerate(source.videos) if v in segments_s]
+    featured = set(spelled(names, set(source.videos)).values()) & set(source.videos)
+    left_out = {
+        "have no features": [v for v in names if v not in featured],
+        "have no proposals": [v for v in source.videos if v not in segments_s] + list(source.unused()),
+    }
+    for reason, left in left_out.items():
+        if left:
+            log(f"{len(left)} videos {reason} and are left out: {some(left)}")
+    if not keep:
+        raise InputError("no proposals of videos with features", path, f"features are in {features[0]}")
+    videos, snippets, rate = tuple(source.videos[i] for i in keep), snippets[keep], rate[keep]
+    segments = [to_snippets(segments_s[v], r) for v, r in zip(videos, rate)]
+    rows = live_rows(videos, segments, source.load, roi_size)
+    for line in source.notes:
+        log(line)
+    hashes = {"features": source.signature(videos), "proposals": "windows" if made else file_hash(path)}
+    labels = np.zeros((len(videos), 0), np.float32)
+    return Split(videos, labels, segments, snippets, snippets / rate, rate, rows, hashes)
+
+
+# ---- what a checkpoint says of itself, and the commands test and predict
+
+
+def info_of(data: Dataset, options: Mapping[str, object], epoch: int) -> Dict[str, object]:
+    """What a checkpoint carries beside its weights: all that prediction needs, and what trained it."""
+    profile, trained_with = data.profile, {name: options[name] for name in TRAINED_WITH}
+    one_rate = not profile.rescaled and not isinstance(profile.feature_fps, dict)
+    rate = {"feature_fps": profile.feature_fps if one_rate else None, "snippet_stride": profile.snippet_stride}
+    modalities = {"modalities": profile.modalities or 2}
+    return {"classes": list(data.classes), **rate, **modalities, "epoch": epoch, "options": trained_with}
+
+
+def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
+    """The model of ``--pretrained_ckpt``, the options with those that trained it, and what else it says."""
+    path = Path(args.pretrained_ckpt)
+    model, info = load_model(path)
+    if not info:  # the authors' bare checkpoints
+        return model, args, info
+    try:
+        trained = restore(args, {name: info["options"][name] for name in TRAINED_WITH}, tuple(TERMS))
+        said = {name: info[name] for name in ("feature_fps", "snippet_stride", "modalities")}
+        classes = [str(name) for name in info["classes"]]
+        good = all(x is None or type(x) in (int, float) and 1e-3 <= x < 1e6 for x in said.values())
+        if not good or not len({*classes}) == len(classes) == model.num_class:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        todo = "save it again, or use its bare state_dict"
+        raise InputError("a checkpoint whose info is damaged", path, todo) from None
+    given = vars(args)
+    differ = [f"{name} {value}" for name, value in sorted(vars(trained).items()) if given[name] != value]
+    if differ:
+        log(f"trained with other options, which hold here: {', '.join(differ)}")
+    return model, trained, {**said, "classes": classes}
+
+
+def test(args: Options, device: torch.device) -> int:
+    """Score the test split with a checkpoint and print the table. Returns the exit status."""
+    path = Path(args.pretrained_ckpt)
+    model, args, info = load_trained(args)
+    with experiment(args.exp_dir, "test", f"{args.dataset_name}-test") as folder:
+        data = load_dataset(args, ["test"])
+        check_classes(path, model, info, data.classes)
+        width = data.test.rows.width // 3
+        if width != model.feature_size:
+            what = f"checkpoint for features of width {model.feature_size}, the data have {width}"
+            raise InputError(what, path, "use the features it was trained on")
+        without = untrained(args.losses, args.numbers)
+        found = evaluate(model.to(device), data, args.protocol, args.threshold_cls, without)
+        hashes = {**data.test.hashes, "checkpoint": file_hash(path), "ground_truth": data.truth.hash()}
+        record(folder, plain(args), device, hashes)
+        write_json(folder / "results.json", found.metrics)
+        write_json(folder / "detections.json", found.detections.to_json(args.dataset_name))
+        print(table(args.dataset_name, args.recipe, {path.name: found.metrics}))
+        log(f"results.json and detections.json are in {folder}")
+    return 0
+
+
+def predict(args: Options, device: torch.device) -> int:
+    """Write detections for videos without annotations. Returns the exit status."""
+    path = Path(args.pretrained_ckpt)
+    model, args, info = load_trained(args)
+    if info:
+        profile = Profile(**{name: info[name] for name in ("feature_fps", "snippet_stride", "modalities")})
+    else:  # what a bare checkpoint does not say comes from the dataset it is for
+        root = dataset_root(args.dataset_name, args.dataset_root)
+        profile = load_profile(args.dataset_name, root)
+        classes = read_annotations(annotations_path(args.dataset_name, root, profile)).annotations.classes
+        info = {"classes": list(classes)}
+    given = {name: getattr(args, name) for name in ("feature_fps", "snippet_stride") if getattr(args, name)}
+    profile = replace(profile, **given)
+    if not isinstance(profile.feature_fps, (int, float)):
+        raise InputError("trained on videos with a rate each, which says nothing of these", path, "give --feature_fps")
+    check_classes(path, model, info, info["classes"])
+    with experiment(args.exp_dir, "predict", "predict") as folder:
+        log(f"rate: {profile.feature_fps:g} frames a second, {profile.snippet_stride:g} frames a snippet")
+        folders = [Path(f) for f in args.features]
+        size = (model.feature_size, profile, args.roi_size, args.fix_proposals)
+        split = unlabelled_split(folders, args.proposals, *size)
+        without = untrained(args.losses, args.numbers)
+        found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, without)
+        record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})
+        write_json(folder / "detections.json", found.to_json(path.name))
+        print(f"{len(found.video):,} detections in {len(found.videos)} videos: {folder / 'detections.json'}")
+    return 0

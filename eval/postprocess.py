@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from eval.detections import Detections
-from eval.soft_nms import soft_nms
+from utils.segments import Segments
+
+TABLE_UP_TO = 1000  # proposals of a video whose overlaps are computed at once; of more, row by row is faster
 
 
 class Candidates(NamedTuple):
@@ -62,14 +63,53 @@ def candidates(
     return Candidates(np.asarray(segments, dtype=np.float64), scores[:, labels], labels), video_score
 
 
-def ambiguous(segments: np.ndarray, intervals_s: np.ndarray, snippets_per_second: float) -> np.ndarray:
+def soft_nms(
+    segments: np.ndarray, scores: np.ndarray, method: str = "gaussian", sigma: float = 0.1, threshold: float = 0.7
+) -> np.ndarray:
+    """Scores [M, K] of one video's proposals after soft-NMS (Bodla et al., ICCV 2017), each class for itself.
+
+    segments: [M, 2] snippets. scores: [M, K] >= 0. The best proposal of a class is settled, the others of that class
+    are multiplied by a factor of their tIoU with it, and so on; of equal scores the earlier row comes first. As in
+    the released code, a length is e - s + 1 and an overlap + 1. Factors: "gaussian" exp(-tIoU^2 / sigma); above
+    ``threshold``, "linear" 1 - tIoU and "hard" 0. Raises ValueError for bad shapes or values.
+    """
+    segments, scores = np.asarray(segments, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or segments.shape != (len(scores), 2):
+        raise ValueError(f"segments {segments.shape} and scores {scores.shape} must be [M, 2] and [M, K]")
+    if not np.isfinite(segments).all() or (segments[:, 1] < segments[:, 0]).any():
+        raise ValueError("segments must be finite, with end >= start")
+    if not ((scores >= 0) & (scores < np.inf)).all():
+        raise ValueError("scores must be finite and not negative")
+    start, end = segments[:, 0], segments[:, 1] + 1
+
+    def factors(rows: np.ndarray) -> np.ndarray:
+        """[len(rows), M] what choosing each of the rows does to the score of every proposal."""
+        overlap = np.minimum(end[rows, None], end) - np.maximum(start[rows, None], start)
+        np.maximum(overlap, 0, out=overlap)
+        tiou = overlap / ((end - start)[rows, None] + (end - start) - overlap)
+        if method == "gaussian":
+            return np.exp(-tiou * tiou / sigma)
+        return np.where(tiou > threshold, np.maximum(1 - tiou, 0) if method == "linear" else 0.0, 1.0)
+
+    (M, K), every = scores.shape, np.arange(scores.shape[1])
+    table = factors(np.arange(M)) if M <= TABLE_UP_TO else None
+    left, kept = scores.T.copy(), np.zeros((K, M))
+    for _ in range(M if K else 0):
+        best = left.argmax(axis=1)
+        kept[every, best] = np.maximum(kept[every, best], left[every, best])  # a settled row is left at -1 … -0
+        left *= factors(best) if table is None else table[best]
+        left[every, best] = -1.0
+    return kept.T
+
+
+def ambiguous(segments: np.ndarray, intervals_s: np.ndarray, rate: float) -> np.ndarray:
     """bool [N]: detections that share a whole snippet with an interval.
 
     segments: [N, 2] snippets, taken as integers int(s) … int(e) - 1. intervals_s: [K, 2] seconds of the same video,
-    taken as round(a * rate) … round(b * rate) - 1.
+    taken as round(a * rate) … round(b * rate) - 1. rate: snippets per second.
     """
     start, end = np.trunc(np.asarray(segments, dtype=np.float64).reshape(-1, 2)).T
-    first, last = np.round(np.asarray(intervals_s, dtype=np.float64).reshape(-1, 2) * snippets_per_second).T
+    first, last = np.round(np.asarray(intervals_s, dtype=np.float64).reshape(-1, 2) * rate).T
     return (np.maximum(start[:, None], first) < np.minimum(end[:, None], last)).any(axis=1)
 
 
@@ -78,30 +118,26 @@ def detect(
     videos: Sequence[str],
     found: Sequence[Tuple[int, Candidates]],
     ambiguous_s: Mapping[str, np.ndarray],
-    snippets_per_second: float,
+    rate: np.ndarray,
     sigma: float = 0.1,
-) -> Detections:
-    """Detections of many videos: Gaussian soft-NMS per video and class, all at once, then the ambiguous filter.
+) -> Segments:
+    """Detections of many videos: Gaussian soft-NMS per video and class, then the filter of ambiguous intervals.
 
-    found: (index into videos, its candidates), each video at most once. ambiguous_s: video -> [K, 2] seconds. A
-    video's detections come by falling score; times are seconds rounded to the microsecond.
+    found: (index into videos, its candidates), each video at most once. ambiguous_s: video -> [K, 2] seconds. rate:
+    float64 [V], snippets per second of each video. Detections come video by video, by falling score; times are
+    seconds rounded to the microsecond.
     """
-    found = [(v, c) for v, c in found if len(c.segments)]
-    size = np.asarray([len(c.segments) for _, c in found], dtype=np.int64)
-    ends = np.cumsum(size)
-    segments = np.concatenate([c.segments for _, c in found]) if found else np.zeros((0, 2))
-    scores = np.full((len(segments), max((len(c.labels) for _, c in found), default=0)), -1.0)
-    labels = np.zeros(scores.shape, dtype=np.int64)
-    hidden = np.zeros(len(segments), dtype=bool)
-    for (v, c), stop in zip(found, ends):
-        rows = slice(stop - len(c.segments), stop)
-        scores[rows, : len(c.labels)], labels[rows, : len(c.labels)] = c.scores, c.labels
+    parts: List[Tuple[np.ndarray, ...]] = [
+        (np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros(0))
+    ]
+    for v, (segments, scores, labels) in sorted(found, key=lambda pair: pair[0]):
         if videos[v] in ambiguous_s:
-            hidden[rows] = ambiguous(c.segments, ambiguous_s[videos[v]], snippets_per_second)
-    video = np.repeat(np.asarray([v for v, _ in found], dtype=np.int64), size)
-    kept = soft_nms(segments, np.maximum(scores, 0), video, sigma=sigma)
-    row, column = np.nonzero((scores >= 0) & ~hidden[:, None])
-    order = np.lexsort((-kept[row, column], video[row]))
-    row, column = row[order], column[order]
-    segment_s = np.round(segments[row] / snippets_per_second, 6)
-    return Detections(tuple(classes), tuple(videos), video[row], segment_s, labels[row, column], kept[row, column])
+            hidden = ambiguous(segments, ambiguous_s[videos[v]], rate[v])
+        else:
+            hidden = np.zeros(len(segments), dtype=bool)
+        kept = soft_nms(segments, scores, sigma=sigma)[~hidden]
+        order = np.argsort(-kept, axis=None, kind="stable")
+        row, column = np.divmod(order, len(labels))
+        segment_s = np.round(segments[~hidden][row] / rate[v], 6)
+        parts.append((np.full(len(order), v), segment_s, labels[column], kept[row, column]))
+    return Segments(tuple(classes), tuple(videos), *map(np.concatenate, zip(*parts)))

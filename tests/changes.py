@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import main
-from eval import inference
+from dataset import load_dataset
+from losses import TERMS
+from options import parse
 from tests import tiny
 from tests.outcome import outcome, refused
 from utils import files
@@ -20,35 +22,43 @@ from utils.seeds import stream
 
 ANNOTATIONS, FEATURES = "Tiny-Annotations", "Tiny-I3D-JOINTFeatures"
 TRAIN, TEST, PROFILE = "Proposals_Tiny_train.json", "Proposals_Tiny_test.json", "dataset.json"
-NPY = [f"{ANNOTATIONS}/{name}.npy" for name in ("classlist", "videoname", "subset", "labels_all", "labels", "segments")]
-DURATION = f"{ANNOTATIONS}/duration.npy"
+VIDEOS, SEGMENTS, DURATION = (f"{ANNOTATIONS}/{name}.npy" for name in ("videoname", "segments", "duration"))
 FEATURE = f"{FEATURES}/video_01.npy"
-EVERY_NPY = [*NPY, DURATION, FEATURE]
-EVERY_JSON = [TRAIN, TEST, PROFILE]
-CLASSES, VIDEOS, SUBSET, WEAK, LABELS, SEGMENTS = NPY
+
+
+def no_pictures(monkeypatch) -> None:
+    """Drawing would take most of the time."""
+    monkeypatch.setattr(main, "pictures", lambda *args: [("timeline", np.zeros((2, 2, 3), np.uint8))])
 
 
 def hurry(monkeypatch) -> None:
-    """Neither pictures nor fsync: they would take most of the time."""
-    monkeypatch.setattr(inference, "timeline", lambda *what: None)
-    monkeypatch.setattr(inference, "figure_to_array", lambda figure: np.zeros((2, 2, 3), np.uint8))
+    """Neither pictures nor fsync."""
+    no_pictures(monkeypatch)
     monkeypatch.setattr(files, "_sync", lambda path: None)
 
 
-def arguments(root, place, epochs=1):
+def arguments(root: Path, place: Path, *more: object, **options: object) -> list:
+    """The command line of a short training on a tiny dataset; all that it writes is below ``place``."""
     options = {
         "dataset_name": "Tiny", "dataset_root": root, "exp_dir": place / "run", "cache_dir": place / "cache",
-        "descriptors_root": place / "descriptors", "device": "cpu", "batch_size": 3, "max_epoch": epochs, "lr": 1e-3,
+        "descriptors_root": place / "descriptors", "device": "cpu", "batch_size": 3, "max_epoch": 1, "lr": 1e-3,
+        **options,
     }  # fmt: skip
-    return [x for k, v in options.items() for x in (f"--{k}", v)]
+    return [str(x) for k, v in options.items() for x in (f"--{k}", v)] + [str(x) for x in more]
 
 
-def train(root, place, *more, epochs=1):
-    return outcome(main.main, [*arguments(root, place, epochs), *more])
+def train(root: Path, place: Path, *more: object, **options: object):
+    return outcome(main.main, arguments(root, place, *more, **options))
 
 
-def results(place):
-    """Of the last evaluation; every number is finite and a fraction."""
+def split_of(root: Path, place: Path = None, split: str = "train", *more: object):
+    """A split of a tiny dataset, its rows cached below ``place``, or live."""
+    args = parse(arguments(root, place or root, *([] if place else ["--no_cache"]), *more), tuple(TERMS))
+    return getattr(load_dataset(args, [split]), split)
+
+
+def results(place: Path) -> dict:
+    """The last evaluation; every number is finite and a fraction."""
     found = json.loads((place / "run" / "results.json").read_text())
     found = found.get("last", found)
     numbers = [*found["mAP"], *found["average"].values(), *sum(found["AP"].values(), []), found["classification_mAP"]]
@@ -67,11 +77,10 @@ class Sound(NamedTuple):
     results: dict
 
 
-def make_sound(place: Path, change=lambda root: None) -> Sound:
+def make_sound(place: Path) -> Sound:
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
         root = tiny.write(place / "tiny", videos=6)
-        change(root)
         found = train(root, place)
         assert found.status == 0, found.log
         return Sound(root, place, results(place))
@@ -92,25 +101,24 @@ def case(name, change, *words, log=(), same=False, more=()):
     return pytest.param(Case(change, words, log, same, more), id=name)
 
 
-def each(paths, change, name, *words, **how):
-    """One row for each of some files."""
-    return [case(f"{Path(path).name} {name}", change(path), Path(path).name, *words, **how) for path in paths]
-
-
-def ends_well(sound: Sound, place: Path, case: Case) -> None:
-    """Train on the changed dataset, and look at how it ended."""
-    root = Path(shutil.copytree(sound.root, place / "tiny"))
-    case.change(root)
-    found = train(root, place, *case.more)
+def ends_well(found, sound: Sound, place: Path, case: Case) -> None:
+    """A run ended as its row of the table says."""
     if case.words:
         refused(found, *case.words)
         assert not (place / "run" / "results.json").exists()
         return
     assert found.status == 0, found.log
     assert all(word in found.log for word in case.log), found.log
-    assert all(line.isprintable() for line in found.log.splitlines())
+    assert all(line.isprintable() for line in found.log.splitlines()) and "Warning" not in found.log
     after = results(place)
     assert not case.same or after == sound.results
+
+
+def trains_well(sound: Sound, place: Path, case: Case) -> None:
+    """Train on the changed dataset, and look at how it ended."""
+    root = Path(shutil.copytree(sound.root, place / "tiny"))
+    case.change(root)
+    ends_well(train(root, place, *case.more), sound, place, case)
 
 
 # ---- ways to change a file
@@ -124,20 +132,12 @@ def write(path, data):
     return lambda root: (root / path).write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
-def folder(path):
-    def change(root):
-        (root / path).unlink()
-        (root / path).mkdir()
-
-    return change
-
-
-def cut(path, number):
+def cut(path):
     """Cut a file short at a seeded place."""
 
     def change(root):
         data = (root / path).read_bytes()
-        (root / path).write_bytes(data[: int(stream(number, path).integers(1, len(data)))])
+        (root / path).write_bytes(data[: int(stream(0, path).integers(1, len(data)))])
 
     return change
 
@@ -151,15 +151,8 @@ def array(path, how):
     return change
 
 
-def entry(path, index, value):
-    """Replace one entry of an object array."""
-
-    def change(values):
-        values = list(values)
-        values[index] = value
-        return tiny.objects(values)
-
-    return array(path, change)
+def every_feature(how):
+    return lambda root: [array(path, how)(root) for path in sorted((root / FEATURES).iterdir())]
 
 
 def document(path, how):
@@ -173,16 +166,16 @@ def document(path, how):
     return change
 
 
+def setting(**values):
+    return document(PROFILE, lambda d: d.update(values))
+
+
 def all_of(*changes):
-    return lambda root: [change(root) for change in changes] and None
+    return lambda root: [change(root) for change in changes]
 
 
 def joint(root):
     """Features as one object array instead of a folder."""
     found = [np.load(root / FEATURES / f"{v}.npy") for v in np.load(root / VIDEOS).tolist()]
     shutil.rmtree(root / FEATURES)
-    np.save(root / f"{FEATURES}.npy", tiny.objects(found))
-
-
-def setting(**values):
-    return document(PROFILE, lambda d: d.update(values))
+    np.save(root / f"{FEATURES}.npy", tiny.objects(found), allow_pickle=True)

@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Golden numbers of the authors' implementation that hold random inputs only."""
-    return Path(__file__).parent / "golden"
+    """Folder of golden numbers: those of the authors' implementation that hold random inputs only, or SEAL_GOLDEN."""
+    return Path(os.environ.get("SEAL_GOLDEN") or Path(__file__).parent / "golden")
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +27,19 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("real data (../shared) is not beside the project")
     return folder
+
+
+@pytest.fixture
+def hurried(monkeypatch) -> None:
+    """Training in this process without pictures and fsync, which would take most of the time."""
+    from tests.changes import hurry
+
+    hurry(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A tiny dataset that nothing is wrong with, and what a training on it leaves."""
+    from tests.changes import make_sound
+
+    return make_sound(tmp_path_factory.mktemp("sound"))

@@ -1,7 +1,7 @@
 """The losses once more, slowly: loops over videos, proposals and classes, written from the equations of the paper.
 
-Independent of losses.py and of utils/packed.py but for the two tuples. Everything is a float64 scalar of autograd, so
-values and gradients can both be compared.
+Independent of losses.py and of utils/packed.py but for the batch's record. Everything is a float64 scalar of autograd,
+so values and gradients can both be compared.
 """
 
 from __future__ import annotations
@@ -10,44 +10,50 @@ import math
 
 import torch
 
-from utils.packed import Batch, Outputs
+from utils.packed import Batch, pack
 
 NAMES = ("loss_total", "loss_prop_mil_orig", "loss_prop_mil_supp", "SME_loss", "PC_loss", "SC_loss")
 
 
-def random_case(counts=(9, 1, 17, 12), classes=4, width=6, seed=0, dtype=torch.float64):
-    """Outputs (leaves that require a gradient) and the Batch of some videos; the first video has two classes."""
+def random_case(counts=(9, 1, 17, 13), classes=4, width=6, seed=0, dtype=torch.float64, padding=1):
+    """Outputs by name (leaves that require a gradient) of the proposals of some videos and of ``padding`` rows that
+    pad them, and the Batch; the first video has two classes."""
     draw = torch.Generator().manual_seed(seed)
-    rows, videos = sum(counts), len(counts)
-    video = torch.repeat_interleave(torch.arange(videos), torch.tensor(counts))
-    start = torch.rand(rows, generator=draw) * 30
-    length = torch.rand(rows, generator=draw) * 12
-    proposals = torch.stack([start, start + length], 1).mul(100).round().div(100)
+    packing, proposals = pack(tuple(counts)), sum(counts)
+    rows, videos = proposals + padding, len(counts)
+    start = torch.rand(proposals, generator=draw) * 30
+    segments = torch.stack([start, start + torch.rand(proposals, generator=draw) * 12], 1).mul(100).round().div(100)
     labels = torch.zeros(videos, classes, dtype=dtype)
     labels[torch.arange(videos), torch.randint(classes, (videos,), generator=draw)] = 1
     labels[0, torch.randperm(classes, generator=draw)[:2]] = 1
     s_base = torch.randn(rows, classes + 1, generator=draw, dtype=dtype) * 2
-    s_base[:, :-1] += labels[video] * 1.5
-    unit = torch.rand(2, rows, generator=draw, dtype=dtype) * 0.9 + 0.05
+    s_base[:proposals, :-1] += labels[packing.video] * 1.5
+    attention, s_pc = torch.rand(2, rows, generator=draw, dtype=dtype) * 0.9 + 0.05
     f_prop = torch.randn(rows, width, generator=draw, dtype=dtype)
-    outputs = Outputs(*(x.clone().requires_grad_() for x in (s_base, unit[0], unit[1], f_prop)))
+    outputs = {"s_base": s_base, "attention": attention, "s_pc": s_pc, "f_prop": f_prop}
     pseudo_label = torch.randint(classes, (videos,), generator=draw)
     confidence = torch.arange(videos).flip(0) % 3
-    names = tuple(f"video_{i}" for i in range(videos))
-    return outputs, Batch(proposals, video, tuple(counts), labels, pseudo_label, confidence, names)
+    leaves = {name: x.clone().requires_grad_() for name, x in outputs.items()}
+    return leaves, Batch(segments, packing, labels, pseudo_label, confidence)
 
 
 def gradients(value, outputs):
-    """d value / d outputs, zeros where it does not depend on one."""
-    if not value.requires_grad:
-        return [torch.zeros_like(x) for x in outputs]
-    given = torch.autograd.grad(value, list(outputs), retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(given, outputs)]
+    """d value / d outputs by name, zeros where it does not depend on one."""
+    given = [None] * len(outputs)
+    if value.requires_grad:
+        given = torch.autograd.grad(value, list(outputs.values()), retain_graph=True, allow_unused=True)
+    return {name: torch.zeros_like(x) if g is None else g for g, (name, x) in zip(given, outputs.items())}
 
 
-def rows_of(batch):
-    """The rows of each video."""
-    return [[i for i, v in enumerate(batch.video.tolist()) if v == b] for b in range(len(batch.counts))]
+def rows_of(counts, padding=0):
+    """The rows of each video and, where there are ``padding`` rows behind those of all videos, these again and again
+    until it is as long as the longest."""
+    rows, first = [], 0
+    for count in counts:
+        added = [sum(counts) + j % padding for j in range(max(counts) - count)] if padding else []
+        rows.append([*range(first, first + count), *added])
+        first += count
+    return rows
 
 
 def mean(values):
@@ -81,8 +87,8 @@ def action_softmax(scores):
 def sme(outputs, batch, rows, attend, moderate):
     by_confidence = {0: [], 1: [], 2: []}
     for mine, label, sure in zip(rows, batch.pseudo_label.tolist(), batch.confidence.tolist()):
-        factor = {i: outputs.attention[i] if attend else 1.0 for i in mine}
-        p = mean([action_softmax(outputs.s_base[i]) * factor[i] for i in mine])
+        factor = {i: outputs["attention"][i] if attend else 1.0 for i in mine}
+        p = mean([action_softmax(outputs["s_base"][i]) * factor[i] for i in mine])
         by_confidence[sure].append(mean([(p[c] - int(c == label)) ** 2 for c in range(len(p))]))
     return mean(by_confidence[2]) + moderate * mean(by_confidence[1])
 
@@ -103,7 +109,7 @@ def match(proposals, attention, rows, gamma):
     return found
 
 
-def pc(s_pc, proposals, found, rows, centre, distance, penalty, all_pairs):
+def pc(s_pc, proposals, found, rows, factors, all_pairs):
     boxes, total = proposals.tolist(), torch.zeros((), dtype=torch.float64)
 
     def deviation(i, j):  # score of i, geometry of j
@@ -117,9 +123,9 @@ def pc(s_pc, proposals, found, rows, centre, distance, penalty, all_pairs):
             common = max(min(end, g_end) - max(start, g_start), 1e-6)
             apart = abs((start + end) / 2 - (g_start + g_end) / 2) / common
             partners = [j for j in mine if j in found] if all_pairs else [i]
-            total = total + centre * sum(deviation(i, j) for j in partners) + distance * smooth_l1(apart)
+            total = total + factors[0] * sum(deviation(i, j) for j in partners) + factors[1] * smooth_l1(apart)
             if common < 0.5 * (g_end - g_start):
-                total = total + penalty * (1 - s_pc[i])
+                total = total + factors[2] * (1 - s_pc[i])
     return total / max(1, len(found))
 
 
@@ -152,25 +158,29 @@ def consistency(s_base, s_supp, rows):
 
 
 def terms(outputs, batch, recipe, t, max_epoch, k=8):
-    """Every term of section "recipe" ("paper" or "release") with that recipe's published numbers, at epoch t."""
-    rows, paper = rows_of(batch), recipe == "paper"
-    s_base, attention, s_pc, f_prop = outputs
+    """Every term of section "recipe" ("paper" or "release") with that recipe's published numbers, at epoch t.
+
+    In ``release`` the videos are padded to the longest, for L_st and L_c alone, with the rows of ``outputs`` behind
+    those of the proposals.
+    """
+    counts, paper = batch.packing.counts, recipe == "paper"
+    rows, padding = rows_of(counts), len(outputs["attention"]) - sum(counts)
+    s_base, attention, s_pc, f_prop = (outputs[name] for name in ("s_base", "attention", "s_pc", "f_prop"))
     s_supp = torch.stack([s * a for s, a in zip(s_base, attention)])
     with_background = [[*y, 1.0] for y in batch.labels.tolist()]
     without_background = [[*y, 0.0] for y in batch.labels.tolist()]
     if paper:
         l1, moderate = max(0, 1 - t / 30), 1 - t / max_epoch
-        found = match(batch.proposals, attention, rows, 0.9)
-        l_pc, l2 = pc(s_pc, batch.proposals, found, rows, 1, 1, 1, False), 1.5
-        alpha, l3 = 0.3 + 0.2 * t / 50, math.exp(-t / 8) if t <= 50 else 0
+        l_pc = pc(s_pc, batch.proposals, match(batch.proposals, attention, rows, 0.9), rows, (1, 1, 1), False)
+        l2, alpha, l3, padded = 1.5, 0.3 + 0.2 * t / 50, math.exp(-t / 8) if t <= 50 else 0, rows
     else:
         l1 = math.exp(-0.05 * t / 160) * (1 - math.exp(-10 * t / 160)) if t <= 160 else 0
         moderate = 0.5 * (1 - t / max_epoch)
-        found = match(batch.proposals, attention, rows, 0.8)
-        l_pc, l2 = pc(s_pc, batch.proposals, found, rows, 0.01, 0.6, 9.0, True), 3.4
-        alpha, l3 = 0.3 + 0.2 * t / 70, math.exp(-t / 8) if t <= 70 else 0
+        l_pc = pc(s_pc, batch.proposals, match(batch.proposals, attention, rows, 0.8), rows, (0.01, 0.6, 9.0), True)
+        l2, alpha, l3 = 3.4, 0.3 + 0.2 * t / 70, math.exp(-t / 8) if t <= 70 else 0
+        padded = rows_of(counts, padding)
     l_sme = sme(outputs, batch, rows, paper, moderate)
-    l_sc = alpha * st(f_prop, s_base, s_supp, batch.labels, rows, not paper) + consistency(s_base, s_supp, rows)
+    l_sc = alpha * st(f_prop, s_base, s_supp, batch.labels, padded, not paper) + consistency(s_base, s_supp, padded)
     orig, supp = mil(s_base, with_background, rows, k), 0.5 * mil(s_supp, without_background, rows, k)
     total = orig + supp + l1 * l_sme + l2 * l_pc + l3 * l_sc
     return dict(zip(NAMES, (total, orig, supp, l_sme, l_pc, l_sc)))

@@ -26,8 +26,6 @@ from tests.changes import (
     cut,
     document,
     folder,
-    hurry,
-    make_sound,
     remove,
     results,
     train,
@@ -41,14 +39,7 @@ CHECKPOINT, STATE = "best_model.pkl", "last_state.pt"
 NET = "prop_fused_backbone."
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    hurry(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return make_sound(tmp_path_factory.mktemp("sound"))
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 def without(mapping, key):

@@ -32,23 +32,13 @@ from tests.changes import (
     ends_well,
     entry,
     folder,
-    hurry,
     joint,
-    make_sound,
     remove,
     setting,
     write,
 )
 
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    hurry(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return make_sound(tmp_path_factory.mktemp("sound"))
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 DAMAGED = [

@@ -6,27 +6,25 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.changes import FEATURES, TEST, VIDEOS, case, document, ends_well, hurry, joint, make_sound
+from tests.changes import FEATURES, TEST, VIDEOS, case, document, ends_well, joint
+
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    hurry(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return make_sound(tmp_path_factory.mktemp("sound"))
+def rename(root, name, as_array=np.asarray):
+    """Give the first test video another name in annotations and proposals; returns the old one."""
+    videos = np.load(root / VIDEOS).tolist()
+    old, videos[4] = videos[4], name
+    np.save(root / VIDEOS, as_array(videos))
+    document(TEST, lambda d: d["results"].update({name: d["results"].pop(old)}))(root)
+    return old
 
 
 def renamed(name):
     """The first test video under another name, in every file that names it."""
 
     def change(root):
-        videos = np.load(root / VIDEOS).tolist()
-        old, videos[4] = videos[4], name
-        np.save(root / VIDEOS, np.asarray(videos))
-        document(TEST, lambda d: d["results"].update({name: d["results"].pop(old)}))(root)
+        old = rename(root, name)
         try:
             assert "/" not in name
             (root / FEATURES / f"{old}.npy").rename(root / FEATURES / f"{name}.npy")
@@ -46,20 +44,10 @@ NAMES = [
         for name in ("../../escaped", "/etc/escaped", "a/b", "..", "n" * 5000, "a\0b")
     ],
     *[
-        case(f"in a joint array: {name!a:.20}", lambda root, n=name: (joint(root), renamed_joint(n)(root)))
+        case(f"in a joint array: {name!a:.20}", lambda root, n=name: (joint(root), rename(root, n, tiny.objects)))
         for name in ("../../escaped", "/etc/escaped", "n" * 5000, "vidéo 漢字 🎬", "line\nbreak\x1b[2J", "", "..")
     ],
 ]
-
-
-def renamed_joint(name):
-    def change(root):
-        videos = np.load(root / VIDEOS).tolist()
-        old, videos[4] = videos[4], name
-        np.save(root / VIDEOS, tiny.objects(videos))
-        document(TEST, lambda d: d["results"].update({name: d["results"].pop(old)}))(root)
-
-    return change
 
 
 @pytest.mark.parametrize("case", NAMES)

@@ -21,6 +21,7 @@ import pytest
 
 import main
 from tests import tiny
+from tests.changes import no_drawing
 from tests.kills import arguments, differences, left_by, torn
 from tests.outcome import outcome, refused
 from utils import files
@@ -36,12 +37,8 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    """To draw would take most of the time."""
-    from eval import inference
-
-    monkeypatch.setattr(inference, "timeline", lambda *what: None)
-    monkeypatch.setattr(inference, "figure_to_array", lambda figure: np.zeros((2, 2, 3), np.uint8))
+def quick(monkeypatch):
+    no_drawing(monkeypatch)
 
 
 def train(root, exp_dir, *more, save_seconds=0):
@@ -51,12 +48,9 @@ def train(root, exp_dir, *more, save_seconds=0):
 @pytest.fixture(scope="module")
 def calm(root, tmp_path_factory):
     """What a run leaves that nothing disturbs."""
-    from eval import inference
-
     exp_dir = tmp_path_factory.mktemp("calm") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "timeline", lambda *what: None)
-        patch.setattr(inference, "figure_to_array", lambda figure: np.zeros((2, 2, 3), np.uint8))
+        no_drawing(patch)
         assert train(root, exp_dir).status == 0
     return left_by(exp_dir)
 

@@ -1,51 +1,58 @@
-"""The direction of imports: options <- utils <- dataset, proposals, descriptors <- model <- losses <- eval <- main."""
+"""A module imports from its own floor or lower ones, no two import each other, and no file is too long."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ["options", "utils", "dataset proposals descriptors", "model", "losses", "eval", "main"]
-LEVEL = {name: level for level, names in enumerate(ORDER) for name in names.split()}
-COMMANDS = {"utils/benchmark.py"}  # run by a person, imported by nothing: it measures the whole
+FLOORS = (
+    "options",
+    "utils",
+    "utils.datasets utils.run",
+    "dataset proposals descriptors generators",
+    "model losses",
+    "eval",
+    "main",
+    "utils.tools",
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+PATHS = [*ROOT.glob("*.py"), *(p for room in ("utils", "eval", "generators") for p in (ROOT / room).rglob("*.py"))]
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PATHS if path.stat().st_size}
 
 
-def imports(path: Path) -> set:
-    """Modules of the project that a file imports, wherever in it."""
+def floor(module):
+    """That of the module, or of the innermost folder that has one."""
+    while module not in FLOOR:
+        module, dot, _ = module.rpartition(".")
+        assert dot, "a module on no floor"
+    return FLOOR[module]
+
+
+def imports(module):
+    """Modules of the program that one imports, wherever in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-    return {name for name in found if name and name.split(".")[0] in LEVEL}
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & set(MODULES) - {module}
 
 
-def test_imports_go_one_way():
-    sources = {p.relative_to(ROOT).as_posix(): p for name in LEVEL for p in [ROOT / f"{name}.py"] if p.exists()}
-    sources.update({p.relative_to(ROOT).as_posix(): p for d in ("utils", "eval") for p in (ROOT / d).glob("*.py")})
-    assert len(sources) > 30
-    for name, path in sources.items():
-        own = LEVEL[Path(name).parts[0].split(".")[0]]
-        for module in imports(path):
-            assert module.replace(".", "/") + ".py" not in COMMANDS, f"{name} imports {module}"
-            assert name in COMMANDS or LEVEL[module.split(".")[0]] <= own, f"{name} imports {module}"
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_down(module):
+    """So nothing but a tool imports a tool."""
+    assert not [other for other in imports(module) if floor(other) > floor(module)]
 
 
 def test_no_two_modules_import_each_other():
-    paths = [p for p in [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py"), *ROOT.glob("eval/*.py")]]
-    graph = {".".join(p.relative_to(ROOT).with_suffix("").parts): imports(p) for p in paths}
-    done, path = set(), []
+    TopologicalSorter({module: imports(module) for module in MODULES}).prepare()  # CycleError names them
 
-    def visit(module):
-        assert module not in path, " -> ".join([*path, module])
-        if module in done:
-            return
-        path.append(module)
-        for other in graph.get(module, ()):
-            visit(other)
-        done.add(path.pop())
 
-    for module in graph:
-        visit(module)
+def test_no_file_of_the_program_has_more_than_350_lines():
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert not {module: n for module, n in lines.items() if n > 350} and len(lines) > 30

@@ -1,13 +1,13 @@
-"""Training and testing end to end on a tiny dataset: the files, the same bits, resuming, errors."""
+"""Training and testing end to end on a tiny dataset: the files, the same bits, resuming, provenance, errors."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,25 @@ import pytest
 import torch
 
 import main
+from eval import detection, inference
+from options import Recipe
 from tests import tiny
-from tests.outcome import read_scalars
+from tests.changes import hurry
+from tests.outcome import outcome, read_scalars, refused
+from tests.runs import arguments, read, run, same, same_files, test_of, weights_of, without_test_videos
 from utils.errors import InputError
 from utils.files import load_checkpoint
+from utils.run.experiment import experiment
 
-ROOT = Path(main.__file__).parent
+
+@pytest.fixture(scope="module", autouse=True)
+def hurried():
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        patch.setattr(main, "pictures", inference.pictures)  # a pixel each
+        patch.setattr(inference, "timeline", lambda *what: None)
+        patch.setattr(inference, "figure_to_array", lambda figure: np.zeros((1, 1, 3), np.uint8))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -28,32 +41,16 @@ def root(tmp_path_factory):
     return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
 
 
-def arguments(root, exp_dir, *more, epochs=4, run_type="train"):
-    base = {
-        "run_type": run_type, "dataset_name": "Tiny", "dataset_root": root, "exp_dir": exp_dir, "device": "cpu",
-        "descriptors_root": exp_dir.parent / "descriptors", "cache_dir": exp_dir.parent / "cache", "batch_size": 3,
-        "max_epoch": epochs, "interval": 2, "lr": 1e-3,
-    }  # fmt: skip
-    return [x for k, v in base.items() for x in (f"--{k}", str(v))] + [str(m) for m in more]
-
-
-def run(root, exp_dir, *more, **how):
-    status = main.main(arguments(root, exp_dir, *more, **how))
-    assert status == 0
-    return exp_dir
-
-
-def weights_of(exp_dir, name="last"):
-    return load_checkpoint(exp_dir / "ckpt" / f"{name}_model.pkl")
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values())) and list(a) == list(b)
-
-
 @pytest.fixture(scope="module")
 def finished(root, tmp_path_factory):
     return run(root, tmp_path_factory.mktemp("runs") / "a")
+
+
+def main_refuses(words, *says):
+    return refused(outcome(main.main, words), *says)
+
+
+# ---- what a run leaves
 
 
 def test_a_run_leaves_every_file_it_promises(finished):
@@ -63,28 +60,43 @@ def test_a_run_leaves_every_file_it_promises(finished):
         "ckpt/last_state.pt", "mAP-results.log", "results.json", "detections.json",
     } <= names  # fmt: skip
     assert not [n for n in names if n.endswith(".tmp")]
-    results = json.loads((finished / "results.json").read_text())
+    results = read(finished)
     assert results["last"]["epoch"] == 4 and results["best"]["epoch"] in (2, 4)
     for metrics in results.values():
         assert metrics["protocol"] == "wtal" and len(metrics["mAP"]) == 7
         assert set(metrics["average"]) == {"0.1:0.5", "0.3:0.7", "0.1:0.7"}
         np.testing.assert_allclose(metrics["average"]["0.1:0.7"], np.mean(metrics["mAP"]))
         np.testing.assert_allclose(np.mean(list(metrics["AP"].values()), axis=0), metrics["mAP"])
-    lines = (finished / "mAP-results.log").read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["epoch", "2", "4"]
-    environment = json.loads((finished / "environment.json").read_text())
+    environment = read(finished, "environment")
     assert environment["seed"] == 0 and environment["torch"] == torch.__version__ and environment["inputs"]
 
 
-def test_tensorboard_reads_losses_weights_and_maps_back(finished):
-    scalars = read_scalars(finished / "logs")
-    assert sorted(scalars["loss/loss_total"]) == [1, 2, 3, 4]
-    for tag in ("loss/loss_prop_mil_orig", "loss/loss_prop_mil_supp", "loss/SME_loss", "loss/PC_loss", "loss/SC_loss"):
-        assert len(scalars[tag]) == 4
-    assert scalars["weight/lambda_pc"][3] == pytest.approx(1.5)
+def test_the_columns_of_the_log_are_the_authors(finished):
+    lines = [line.split() for line in (finished / "mAP-results.log").read_text().splitlines()]
+    tious = [f"mAP@0.{n}" for n in range(1, 8)]
+    averages = ["AVG(0.1:0.5)", "AVG(0.3:0.7)", "AVG(0.1:0.7)"]
+    assert lines[0] == ["epoch", *tious, *averages, "cls-mAP", "cls-acc"]
+    assert [line[0] for line in lines[1:]] == ["2", "4"] and {len(line) for line in lines} == {13}
+    last = read(finished)["last"]
+    numbers = [*last["mAP"], *last["average"].values(), last["classification_mAP"], last["classification_accuracy"]]
+    assert lines[2][1:] == [f"{100 * n:.2f}" for n in numbers]
+
+
+def test_tensorboard_has_the_authors_tags_and_the_schedule(finished):
+    scalars, last = read_scalars(finished / "logs"), read(finished)["last"]
+    losses = ("loss_total", "loss_prop_mil_orig", "loss_prop_mil_supp", "SME_loss", "PC_loss", "SC_loss")
+    for tag in losses:
+        assert sorted(scalars[f"loss/{tag}"]) == [1, 2, 3, 4]
+    at = [f"0.{n}" for n in range(1, 8)] + ["0.1 : 0.5", "0.3 : 0.7", "0.1 : 0.7"]
+    expected = dict(zip((f"test_mAP/Detection mAP @ IoU = {x}" for x in at), [*last["mAP"], *last["average"].values()]))
+    expected["test_mAP/Classification mAP"] = last["classification_mAP"]
+    expected["test_mAP/Classification acc"] = last["classification_accuracy"]
+    expected["test_mAP/Classification top-1"] = last["classification_top1"]
+    assert {tag for tag in scalars if tag.startswith("test_mAP")} == set(expected)
+    for tag, value in expected.items():
+        assert scalars[tag][4] == pytest.approx(100 * value, rel=1e-6)
+    assert [scalars[f"weight/lambda_{name}"][3] for name in ("pc", "sme")] == pytest.approx([1.5, 0.9])
     assert scalars["optimizer/learning_rate"][1] == pytest.approx(1e-3)
-    results = json.loads((finished / "results.json").read_text())
-    assert scalars["test_mAP/mAP@0.1"][4] == pytest.approx(100 * results["last"]["mAP"][0], rel=1e-6)
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -95,54 +107,114 @@ def test_tensorboard_reads_losses_weights_and_maps_back(finished):
     assert any("options" in tag for tag in events.Tags()["tensors"])
 
 
-def test_testing_a_checkpoint_gives_the_numbers_of_its_training(root, finished, capsys):
-    for name in ("last", "best"):
-        out = finished.parent / f"test-{name}"
-        checkpoint = finished / "ckpt" / f"{name}_model.pkl"
-        run(root, out, "--pretrained_ckpt", checkpoint, run_type="test")
-        metrics = json.loads((out / "results.json").read_text())
-        expected = json.loads((finished / "results.json").read_text())[name]
-        assert {k: v for k, v in expected.items() if k != "epoch"} == {k: v for k, v in metrics.items() if k != "epoch"}
-    assert "protocol wtal" in capsys.readouterr().out
-
-
 def test_detections_of_a_run_score_as_its_results_say(root, finished, tmp_path):
-    from eval import detection
-
-    output = tmp_path / "metrics.json"
-    detection.main(
-        ["--detections", str(finished / "detections.json"), "--dataset_name", "Tiny", "--dataset_root", str(root)]
-        + ["--output", str(output)]
-    )
-    found, expected = json.loads(output.read_text()), json.loads((finished / "results.json").read_text())["last"]
-    np.testing.assert_allclose(found["mAP"], expected["mAP"], atol=1e-6)
+    data = ["--dataset_name", "Tiny", "--dataset_root", str(root), "--protocol", "wtal"]
+    detection.main(["--detections", str(finished / "detections.json"), *data, "--output", str(tmp_path / "m.json")])
+    np.testing.assert_allclose(read(tmp_path, "m")["mAP"], read(finished)["last"]["mAP"], atol=1e-6)
 
 
-@pytest.mark.parametrize("more", [[], ["--no_cache"], ["--interval", "3"], ["--interval", "1"]])
-def test_the_same_seed_gives_the_same_bits_whatever_cache_and_interval(root, finished, tmp_path, more):
-    again = run(root, tmp_path / "b", *more)
-    assert same(weights_of(finished), weights_of(again))
+def test_without_test_videos_it_trains_and_says_so(root, tmp_path, capsys):
+    out = run(without_test_videos(root, tmp_path / "tiny"), tmp_path / "b", epochs=2)
+    said = capsys.readouterr()
+    assert "no test videos" in said.err and said.out == ""
+    assert sorted(p.name for p in (out / "ckpt").iterdir()) == ["last_model.pkl", "last_state.pt"]
+    assert not (out / "results.json").exists() and not (out / "detections.json").exists()
 
 
-@pytest.mark.parametrize("more", [["--seed", "1"], ["--losses", "none"], ["--recipe", "release"], ["--gamma", "0.5"]])
+# ---- testing a checkpoint
+
+
+def test_testing_a_checkpoint_gives_the_numbers_of_its_training(root, finished, tmp_path, capsys):
+    for name in ("last", "best"):  # into one folder: the second test replaces the first
+        out = test_of(finished / "ckpt" / f"{name}_model.pkl", root, tmp_path / "t")
+        expected = read(finished)[name]
+        assert expected.pop("epoch") and read(out) == expected
+    assert "protocol wtal" in capsys.readouterr().out
+    inputs = read(out, "environment")["inputs"]
+    assert sorted(inputs) == ["checkpoint", "features", "ground_truth", "proposals"]
+
+
+def test_a_folder_holds_one_kind_of_run_and_a_test_is_never_told_to_resume(root, finished, tmp_path):
+    before = (finished / "results.json").read_text()
+    line = main_refuses(arguments(root, finished), "already holds a run", "add --resume")
+    checkpoint = finished / "ckpt" / "last_model.pkl"
+    words = arguments(root, finished, "--pretrained_ckpt", checkpoint, run_type="test")
+    line = main_refuses(words, "already holds a run of another kind (train)", "name another --exp_dir")
+    assert "--resume" not in line and (finished / "results.json").read_text() == before
+    line = main_refuses(arguments(root, test_of(checkpoint, root, tmp_path / "t")), "already holds a run")
+    assert "--resume" not in line
+
+
+def test_a_test_says_what_trained_its_checkpoint(root, tmp_path, capsys):
+    chosen = {"gamma": 0.5, "lambda_pc": 2.5, "sme_labels": "high", "descriptor_level": "segment", "recipe": "release"}
+    out = run(root, tmp_path / "a", *(x for k, v in chosen.items() for x in (f"--{k}", v)), epochs=2)
+    lines = dict(line.split(None, 1) for line in (out / "opt.txt").read_text().splitlines())
+    assert lines["gamma"] == "0.5" and lines["sc_until"] == "70"
+    capsys.readouterr()
+    test_of(out / "ckpt" / "last_model.pkl", root, tmp_path / "t", "--lr", 1)
+    trained, tested = read(out, "options"), read(tmp_path / "t", "options")
+    assert {name: tested[name] for name in chosen} == chosen and tested["pc_penalty"] == 9.0
+    for name in ("losses", "roi_size", "lr", "batch_size", "max_epoch", "seed", *Recipe._fields):
+        assert tested[name] == trained[name]
+    said = capsys.readouterr().err
+    assert all(text in said for text in ("which hold here", "gamma 0.5", "lr 0.001", "sme_labels high"))
+
+
+@pytest.mark.parametrize("more", [["--losses", "sme,sc"], ["--pc_centre", "0", "--pc_penalty", "0"]])
+def test_an_untrained_process_branch_does_not_enter_the_scores(root, tmp_path, more):
+    out = run(root, tmp_path / "a", *more, epochs=2)
+    state = weights_of(out)
+    for name in state:  # whatever that branch says, nothing changes
+        if "prop_completeness" in name:
+            state[name].normal_(generator=torch.Generator().manual_seed(0))
+    torch.save(state, tmp_path / "other.pkl")
+    test_of(tmp_path / "other.pkl", root, tmp_path / "b")
+    assert read(out, "detections")["results"] == read(tmp_path / "b", "detections")["results"]
+
+
+def test_simulated_features_are_named_and_have_no_published_row_beside_them(root, tmp_path, capsys):
+    copy = Path(shutil.copytree(root, tmp_path / "tiny"))
+    for path in [*copy.glob("Tiny*"), *copy.glob("Proposals_Tiny*")]:
+        path.rename(copy / path.name.replace("Tiny", "Thumos14reduced"))
+    name = ["--dataset_name", "Thumos14reduced"]
+    run(copy, tmp_path / "real", *name, epochs=1)
+    assert "SEAL, paper (AAAI 2025), wtal" in capsys.readouterr().out
+    (copy / "SIMULATED.txt").write_text("")
+    out = run(copy, tmp_path / "simulated", *name, epochs=1)
+    said = capsys.readouterr().out
+    assert "SIMULATED features" in said and "SEAL, paper" not in said and read(out)["last"]["simulated"] is True
+
+
+# ---- the same bits
+
+
+@pytest.mark.parametrize("more", [[], ["--no_cache"], ["--interval", "3"], ["--interval", "1", "--save_seconds", "0"]])
+def test_the_same_seed_gives_the_same_bits_whatever_cache_and_evaluation(root, finished, tmp_path, more):
+    assert same(weights_of(finished), weights_of(run(root, tmp_path / "b", *more)))
+
+
+@pytest.mark.parametrize(
+    "more", [["--seed", "1"], ["--losses", "none"], ["--recipe", "release"], ["--gamma", "1"], ["--max_proposal", "3"]]
+)
 def test_what_should_change_training_does(root, finished, tmp_path, more):
     assert not same(weights_of(finished), weights_of(run(root, tmp_path / "b", *more)))
 
 
 @pytest.mark.parametrize(
-    "more", [["--share_rows"], ["--amp", "bf16"], ["--cache_dtype", "float16"], ["--max_proposal", "3"]]
-)
-def test_options_of_speed_train_too(root, tmp_path, more):
-    results = json.loads((run(root, tmp_path / "b", *more) / "results.json").read_text())
-    assert np.isfinite(results["last"]["mAP"]).all()
+    "more",
+    [["--share_rows"], ["--amp", "bf16"], ["--cache_dtype", "float16"], ["--tf32"], ["--descriptor_level", "segment"],
+     ["--sme_labels", "high"], ["--recipe", "release", "--dropout_ratio", "0"]],
+)  # fmt: skip
+def test_options_run(root, tmp_path, more):
+    out = run(root, tmp_path / "b", *more, epochs=2)
+    assert torch.get_float32_matmul_precision() == ("high" if more == ["--tf32"] else "highest")
+    torch.set_float32_matmul_precision("highest")
+    assert np.isfinite(read(out)["last"]["mAP"]).all()
 
 
 def test_training_cannot_reach_time_stamps(root, finished, tmp_path):
     """The same bits when segments.npy and labels.npy are nonsense: labels_all is all that training reads."""
-    import shutil
-
-    copy = tmp_path / "tiny"
-    shutil.copytree(root, copy)
+    copy = Path(shutil.copytree(root, tmp_path / "tiny"))
     folder = copy / "Tiny-Annotations"
     n = len(np.load(folder / "videoname.npy"))
     rng = np.random.default_rng(9)
@@ -150,41 +222,71 @@ def test_training_cannot_reach_time_stamps(root, finished, tmp_path):
     np.save(folder / "labels.npy", tiny.objects([["throw", "jump", "throw"]] * n))
     nonsense = run(copy, tmp_path / "b")
     assert same(weights_of(finished), weights_of(nonsense))
-    before, after = (json.loads((d / "results.json").read_text())["last"]["mAP"] for d in (finished, nonsense))
-    assert before != after
+    assert read(finished)["last"]["mAP"] != read(nonsense)["last"]["mAP"]
 
 
-def test_a_stopped_run_resumes_to_the_same_bits_and_steps_are_not_doubled(root, finished, tmp_path, monkeypatch):
-    out = tmp_path / "b"
-    real, taken = main.Run.take_step, []
+# ---- stopping and resuming
 
-    def stop_in_step_6(self, videos):
+
+def test_a_stopped_run_resumes_to_the_same_bits_and_no_step_is_logged_twice(root, finished, tmp_path, monkeypatch):
+    out, real, taken = tmp_path / "b", main.Run.take_step, []
+
+    def stop_in_step_5(self, videos):
         taken.append(1)
-        if len(taken) == 6:
+        if len(taken) == 5:
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, videos)
 
-    monkeypatch.setattr(main.Run, "take_step", stop_in_step_6)
+    monkeypatch.setattr(main.Run, "take_step", stop_in_step_5)
     assert main.main(arguments(root, out)) == 130
-    assert not (out / "results.json").exists() or json.loads((out / "results.json").read_text())["last"]["epoch"] == 2
+    assert load_checkpoint(out / "ckpt" / "last_state.pt")["step"] == 1 and read(out)["last"]["epoch"] == 2
     monkeypatch.undo()
     run(root, out, "--resume")
-    assert same(weights_of(finished), weights_of(out))
-    for name in ("results.json", "mAP-results.log", "detections.json"):
-        assert (out / name).read_text() == (finished / name).read_text()
+    assert same(weights_of(finished), weights_of(out)) and same_files(finished, out)
     assert read_scalars(out / "logs") == read_scalars(finished / "logs")
 
 
-def test_resuming_with_options_that_change_the_result_is_refused(root, finished):
-    with pytest.raises(InputError, match="lr was 0.001 and is 0.002"):
-        main.main(arguments(root, finished, "--resume", "--lr", "0.002"))
-
-
-def test_a_folder_that_holds_a_run_is_not_overwritten(root, finished):
+def test_resuming_needs_the_same_options_and_inputs_but_not_the_same_places(root, finished, tmp_path):
+    main_refuses(arguments(root, finished, "--resume", "--lr", "0.002"), "lr was 0.001 and is 0.002")
+    copy = Path(shutil.copytree(root, tmp_path / "tiny"))
     before = (finished / "results.json").read_text()
-    with pytest.raises(InputError, match="holds a run already"):
-        main.main(arguments(root, finished))
+    run(copy, finished, "--resume", "--no_cache", "--descriptors_root", tmp_path / "d", "--device", "auto")
     assert (finished / "results.json").read_text() == before
+    path = copy / "Tiny-Annotations" / "labels_all.npy"
+    labels = np.load(path, allow_pickle=True)
+    labels[0] = ["throw", "jump"]
+    np.save(path, labels)
+    main_refuses(arguments(copy, finished, "--resume"), "inputs differ: ", "train_labels was")
+
+
+@pytest.mark.parametrize("change", [{"feature_fps": 24}, {"tiou_thresholds": [0.5]}, {"excluded_videos": ["video_09"]}])
+def test_resuming_under_another_profile_is_refused(root, finished, tmp_path, change):
+    copy = Path(shutil.copytree(root, tmp_path / "tiny"))
+    (copy / "dataset.json").write_text(json.dumps({"proposals_root": ".", **change}))
+    main_refuses(arguments(copy, finished, "--resume", "--fix_proposals"), "differ")
+
+
+def test_results_weights_and_detections_on_disk_belong_together(root, tmp_path, monkeypatch):
+    real = main.Run.take_step
+
+    def fail(self, videos):
+        if self.epoch == 4:
+            raise InputError("power cut")
+        real(self, videos)
+
+    monkeypatch.setattr(main.Run, "take_step", fail)
+    main_refuses(arguments(root, tmp_path / "b"), "power cut")
+    assert read(tmp_path / "b")["last"]["epoch"] == 2
+    test_of(tmp_path / "b" / "ckpt" / "last_model.pkl", root, tmp_path / "t")
+    assert same_files(tmp_path / "t", tmp_path / "b", ["detections.json"])
+
+
+def test_a_second_run_on_one_folder_is_refused(root, tmp_path):
+    with experiment(str(tmp_path / "b"), "train", "unused"):
+        main_refuses(arguments(root, tmp_path / "b"), "another run is writing here", "name another --exp_dir")
+
+
+# ---- errors
 
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_videos_and_term(root, tmp_path, monkeypatch):
@@ -198,129 +300,11 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_videos_and_term(root, tmp_pa
         return terms
 
     monkeypatch.setattr(main, "seal_terms", spoil)
-    with pytest.raises(InputError, match="PC_loss is nan in epoch 3, step 1 .videos video_"):
-        main.main(arguments(root, tmp_path / "b", "--save_seconds", "0"))
+    words = arguments(root, tmp_path / "b", "--save_seconds", "0")
+    main_refuses(words, "PC_loss is nan in epoch 3, step 1 (videos video_", "lower --lr")
     state = load_checkpoint(tmp_path / "b" / "ckpt" / "last_state.pt")
     assert state["epoch"] == 3 and all(v.isfinite().all() for v in state["model"].values())
     assert same(state["model"], {k: v.reshape(state["model"][k].shape) for k, v in weights_of(tmp_path / "b").items()})
-
-
-def test_the_last_evaluated_weights_and_detections_stand_beside_their_results(root, finished, tmp_path, monkeypatch):
-    real = main.Run.take_step
-
-    def fail(self, videos):
-        if self.epoch == 4:
-            raise InputError("power cut")
-        real(self, videos)
-
-    monkeypatch.setattr(main.Run, "take_step", fail)
-    with pytest.raises(InputError, match="power cut"):
-        main.main(arguments(root, tmp_path / "b"))
-    monkeypatch.undo()
-    assert json.loads((tmp_path / "b" / "results.json").read_text())["last"]["epoch"] == 2
-    checkpoint = tmp_path / "b" / "ckpt" / "last_model.pkl"
-    run(root, tmp_path / "t", "--pretrained_ckpt", checkpoint, run_type="test")
-    assert (tmp_path / "t" / "detections.json").read_text() == (tmp_path / "b" / "detections.json").read_text()
-
-
-def test_a_test_run_has_the_recipe_of_its_checkpoint(root, tmp_path):
-    trained = run(root, tmp_path / "a", "--recipe", "release", epochs=2)
-    run(root, tmp_path / "t", "--pretrained_ckpt", trained / "ckpt" / "last_model.pkl", run_type="test")
-    options = json.loads((tmp_path / "t" / "options.json").read_text())
-    assert (options["recipe"], options["lambda_pc"]) == ("release", 3.4)
-    inputs = json.loads((tmp_path / "t" / "environment.json").read_text())["inputs"]
-    assert sorted(inputs) == ["checkpoint", "ground_truth", "test_features", "test_proposals"]
-
-
-def test_flags_that_disagree_with_the_checkpoint_are_refused(root, finished, tmp_path):
-    checkpoint = finished / "ckpt" / "last_model.pkl"
-    for more in (["--roi_size", "6"], ["--losses", "sme,sc"], ["--recipe", "release"]):
-        with pytest.raises(InputError, match=f"{more[0]} is not what the checkpoint was trained with"):
-            run(root, tmp_path / "t", "--pretrained_ckpt", checkpoint, *more, run_type="test")
-
-
-def test_the_options_written_are_the_numbers_used(root, tmp_path):
-    out = run(root, tmp_path / "b", "--recipe", "release", "--gamma", "0.7")
-    options = json.loads((out / "options.json").read_text())
-    assert (options["gamma"], options["lambda_pc"], options["st_first_class"]) == (0.7, 3.4, True)
-    lines = dict(line.split(None, 1) for line in (out / "opt.txt").read_text().splitlines())
-    assert (lines["gamma"].strip(), lines["lambda_pc"].strip()) == ("0.7", "3.4")
-
-
-def command(*words, cwd=None):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / words[0]), *map(str, words[1:])], capture_output=True, text=True, env=environment,
-        cwd=cwd, timeout=120,
-    )  # fmt: skip
-    return done.returncode, done.stderr.strip().splitlines()
-
-
-@pytest.mark.parametrize(
-    "words, says",
-    [
-        (["--no_such_option"], "unrecognized arguments"),
-        (["--run_type", "test"], "needs --pretrained_ckpt"),
-        (["--resume"], "needs --exp_dir"),
-        (["--pretrained_ckpt", "x"], "is for test and predict"),
-        (["--run_type", "predict", "--pretrained_ckpt", "x"], "needs --features"),
-        (["--seeds", "1", "1"], "stands twice"),
-        (["--losses", "sme,xyz"], "no subset of sme,pc,sc"),
-        (["--roi_size", "7"], "no multiple of 6"),
-        (["--roi_size", "6000000000"], "not in [6, 1200]"),
-        (["--k", "9" * 30], "is not in [1, 2147483647]"),
-        (["--seeds", "1", "2", "--seed", "3"], "beside --seed"),
-        (["--run_type", "test", "--pretrained_ckpt", "x", "--seeds", "1"], "--seeds is for --run_type train"),
-        (["--run_type", "test", "--pretrained_ckpt", "x", "--exp_dir", "y", "--resume"], "is for --run_type train"),
-        (["--features", "x"], "--features is for --run_type predict"),
-        (["--lr", "nan"], "nan is not in"),
-        (["--dataset_root", "no/such/folder"], "no such dataset folder"),
-        (["--dataset_name", "Thumos14Reduced"], "no such dataset folder"),
-    ],
-)
-def test_wrong_commands_end_in_one_line_and_status_2(words, says, tmp_path):
-    status, lines = command("main.py", *words, cwd=tmp_path)
-    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and says in lines[0]
-
-
-def test_a_second_run_on_one_folder_is_refused(root, tmp_path):
-    first = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *arguments(root, tmp_path / "b", epochs=100000)],
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "b" / "options.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        status, lines = command("main.py", *arguments(root, tmp_path / "b"))
-        assert status == 2 and "another run is writing here" in lines[-1]
-    finally:
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 130
-
-
-def test_resuming_on_changed_inputs_is_refused(root, tmp_path):
-    import shutil
-
-    copy = tmp_path / "tiny"
-    shutil.copytree(root, copy)
-    out = run(copy, tmp_path / "b")
-    path = copy / "Tiny-Annotations" / "labels_all.npy"
-    labels = np.load(path, allow_pickle=True)
-    labels[0] = ["throw", "jump"]
-    np.save(path, labels)
-    with pytest.raises(InputError, match="inputs differ: .*train_labels was"):
-        main.main(arguments(copy, out, "--resume"))
-
-
-def test_a_run_may_be_resumed_from_files_that_have_moved(root, finished, tmp_path):
-    """Their content counts, not their place."""
-    import shutil
-
-    before = (finished / "results.json").read_text()
-    shutil.copytree(root, tmp_path / "tiny")
-    run(tmp_path / "tiny", finished, "--resume", "--descriptors_root", tmp_path / "d", "--device", "auto")
-    assert (finished / "results.json").read_text() == before
 
 
 @pytest.mark.parametrize("epoch", [3, 4])  # without an evaluation at its end, and with one
@@ -333,73 +317,52 @@ def test_weights_that_are_not_finite_are_never_saved(root, tmp_path, monkeypatch
             self.model.prop_fused_backbone.prop_attention[2].bias.data[0] = float("inf")  # scores stay finite
 
     monkeypatch.setattr(main.Run, "take_step", overflow)
-    with pytest.raises(InputError, match="weights that are not finite .epoch 4"):
-        main.main(arguments(root, tmp_path / "b", "--save_seconds", "0", "--batch_size", "8"))
+    words = arguments(root, tmp_path / "b", "--save_seconds", "0", "--batch_size", "8")
+    main_refuses(words, "weights that are not finite (epoch 4")
     state = load_checkpoint(tmp_path / "b" / "ckpt" / "last_state.pt")["model"]
     assert all(v.isfinite().all() for s in (state, weights_of(tmp_path / "b")) for v in s.values())
 
 
-@pytest.mark.parametrize("alone, value", [("RANK", "1"), ("WORLD_SIZE", "2"), ("WORLD_SIZE", "two")])
-def test_half_of_what_torchrun_sets_is_no_run_of_several_processes(root, tmp_path, alone, value):
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
-    environment.update({alone: value, "OMP_NUM_THREADS": "1"})
-    words = [sys.executable, str(ROOT / "main.py"), *arguments(root, tmp_path / "b", epochs=1)]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
-    if alone == "RANK":
-        assert done.returncode == 0 and "protocol wtal" in done.stdout
-    else:
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "start with torchrun" in done.stderr
+OUT_OF_MEMORY = [
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to "
+                 "allocate 8000 bytes. Error code 12 (Cannot allocate memory)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:81] data. DefaultCPUAllocator: not enough memory: you tried ..."),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 7.79 GiB"),
+    MemoryError("Unable to allocate 7.45 TiB for an array with shape (1000, 1000) and data type float64"),
+]  # fmt: skip
 
 
-def test_a_run_may_be_resumed_without_the_cache(root, finished):
-    before = (finished / "results.json").read_text()
-    run(root, finished, "--resume", "--no_cache")
-    assert (finished / "results.json").read_text() == before
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: type(e).__name__)
+def test_out_of_memory_is_one_line_that_names_what_to_lower(root, tmp_path, monkeypatch, error):
+    def fail(*args, **how):
+        raise error
+
+    monkeypatch.setattr(main, "train_step", fail)
+    main_refuses(arguments(root, tmp_path / "b"), "out of memory", "--batch_size", "--max_proposal")
+
+
+def test_a_defect_of_the_program_keeps_its_traceback(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "train_step", lambda *args, **how: torch.ones(2) + torch.ones(3))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        outcome(main.main, arguments(root, tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
-    "more", [["--losses", "sme,sc"], ["--lambda_pc", "0"], ["--pc_centre", "0", "--pc_penalty", "0"]]
+    "words, says",
+    [
+        (["--no_such_option"], "unrecognized arguments"),
+        (["--dataset_root", "no/such/folder"], "no such dataset folder"),
+        (["--dataset_name", "Thumos14Reduced"], "no such dataset folder"),
+        (["--run_type", "test", "--pretrained_ckpt", "no_such.pkl"], "no_such.pkl"),
+    ],
 )
-def test_an_untrained_process_branch_does_not_enter_the_scores(root, tmp_path, more):
-    plain = run(root, tmp_path / "a", *more)
-    state = weights_of(plain)
-    for name in state:  # whatever that branch says, nothing changes
-        if "prop_completeness" in name:
-            state[name].normal_(generator=torch.Generator().manual_seed(0))
-    torch.save(state, tmp_path / "other.pkl")
-    run(root, tmp_path / "b", "--pretrained_ckpt", tmp_path / "other.pkl", run_type="test")
-    a, b = (json.loads((tmp_path / d / "detections.json").read_text()) for d in "ab")
-    assert a["results"] == b["results"]
+def test_wrong_commands_end_in_one_line_and_status_2(words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main_refuses(words, says)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
 
 
-def test_simulated_features_are_named_and_stand_beside_no_published_row(root, tmp_path, capsys):
-    import shutil
-
-    copy = tmp_path / "tiny"
-    shutil.copytree(root, copy)
-    for name in ("Tiny-Annotations", "Tiny-I3D-JOINTFeatures"):
-        (copy / name).rename(copy / name.replace("Tiny", "Thumos14reduced"))
-    for split in ("train", "test"):
-        (copy / f"Proposals_Tiny_{split}.json").rename(copy / f"Proposals_Thumos14reduced_{split}.json")
-    words = arguments(copy, tmp_path / "real")
-    words[words.index("Tiny")] = "Thumos14reduced"
-    main.main(words)
-    assert "SEAL, paper (AAAI 2025), wtal" in capsys.readouterr().out
-    (copy / "SIMULATED.txt").write_text("")
-    words[words.index(str(tmp_path / "real"))] = str(tmp_path / "simulated")
-    main.main(words)
-    out = capsys.readouterr().out
-    assert "SIMULATED features" in out and "SEAL, paper" not in out
-    assert json.loads((tmp_path / "simulated" / "results.json").read_text())["last"]["simulated"] is True
-
-
-@pytest.mark.parametrize("change", [{"feature_fps": 24}, {"tiou_thresholds": [0.5]}, {"excluded_videos": ["video_09"]}])
-def test_resuming_under_another_profile_is_refused(root, tmp_path, change):
-    import shutil
-
-    copy = tmp_path / "tiny"
-    shutil.copytree(root, copy)
-    out = run(copy, tmp_path / "b")
-    (copy / "dataset.json").write_text(json.dumps({"proposals_root": ".", **change}))
-    with pytest.raises(InputError, match="inputs differ"):
-        main.main(arguments(copy, out, "--resume"))
+def test_the_file_itself_is_the_command(tmp_path):
+    words = [sys.executable, str(Path(main.__file__)), "--run_type", "predict"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("error: --run_type predict needs") and not done.stdout

@@ -1,6 +1,6 @@
 """Numbers at their limits stay finite through the whole path: rows, training, detection, evaluation, classification.
 
-The losses themselves have their own tests (test_losses_properties.py).
+The losses and the network have their own tests (test_losses_properties.py, test_model.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from eval.detection import evaluate_detections
 from eval.detections import Detections
 from eval.postprocess import candidates, detect, fuse, predicted_classes
 from eval.soft_nms import soft_nms
-from model import SEAL
 from tests import tiny
 from tests.changes import DURATION, FEATURES, all_of, array, document, hurry, results, train
 from tests.outcome import read_scalars, refused
@@ -126,32 +125,10 @@ def test_rows_are_finite_and_depend_on_their_own_proposal_alone(length, pairs, s
         assert torch.equal(scfe_input(features, proposals[i : i + 1])[0], rows[i])
 
 
-def test_identical_proposals_have_identical_rows_and_outputs():
-    torch.manual_seed(0)
-    rows = scfe_input(torch.rand(9, 4), np.repeat([[2.0, 5.0]], 40, axis=0))
-    outputs = SEAL(4, 3)(rows)
-    assert all(torch.equal(x, x[:1].expand_as(x)) for x in (rows, *outputs))
-
-
 def test_rows_of_a_single_snippet_are_its_own_values():
     features = torch.tensor([[3.0, -2.0]])
     row = scfe_input(features, np.asarray([[0.0, 1.0]]))[0].reshape(3, 2)
     assert bool((row[1, 0] > 0) & (row[1, 1] < 0)) and bool(row.isfinite().all())
-
-
-# ---- the model
-
-
-@pytest.mark.parametrize("scale", [1e4, -1e4, 1e-38])
-def test_extreme_logits_give_scores_between_0_and_1(scale):
-    model = SEAL(4, 3)
-    with torch.no_grad():
-        outputs = model(torch.full((5, 12), abs(scale)) * torch.linspace(-1, 1, 12) * np.sign(scale))
-    scored, video_score = candidates(
-        outputs.s_base.numpy(), outputs.attention.numpy(), outputs.s_pc.numpy(), np.tile([0.0, 2.0], (5, 1))
-    )
-    assert np.isfinite(scored.scores).all() and ((scored.scores >= 0) & (scored.scores <= 1)).all()
-    assert np.isfinite(video_score).all()
 
 
 # ---- detection

@@ -1,49 +1,24 @@
-"""Two processes on one machine: the losses, gradients, weights and mAP of one process with the same global batch."""
+"""Several processes (torchrun): each its share of a batch and its own means, the first one evaluates and writes."""
 
 from __future__ import annotations
 
-import json
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import signal
+from itertools import count
 
-import numpy as np
 import pytest
 import torch
 
 import main
+from dataset import packed_batch
+from losses import TERMS
+from options import parse
 from tests import tiny
-from tests.test_main import arguments, run, same, weights_of
+from tests.changes import hurry
+from tests.outcome import read_scalars
+from tests.runs import arguments, in_processes, read, run, same, same_files, weights_of
 from utils.errors import InputError
 from utils.files import load_checkpoint
-
-ROOT = Path(main.__file__).parent
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def in_processes(number, script, *words):
-    """Run a script as torchrun would start it, on the loopback interface."""
-    port = str(free_port())
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment["PYTHONPATH"] = str(ROOT)
-    started = []
-    for rank in range(number):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, str(script), *map(str, words)],
-                env={**environment, **place}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
-    outputs = [p.communicate(timeout=180) for p in started]
-    return [(p.returncode, out, err) for p, (out, err) in zip(started, outputs)]
 
 
 @pytest.fixture(scope="module")
@@ -51,118 +26,95 @@ def root(tmp_path_factory):
     return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
 
 
-@pytest.mark.parametrize("more", [[], ["--recipe", "release"], ["--losses", "sme,sc"], ["--share_rows"]])
-def test_two_processes_train_as_one(root, tmp_path, more):
-    one = run(root, tmp_path / "one", *more)
-    results = in_processes(2, ROOT / "main.py", *arguments(root, tmp_path / "two", *more))
-    assert [status for status, _, _ in results] == [0, 0], results
-    assert "protocol wtal" in results[0][1] and results[1][1] == ""  # the first process alone speaks
-    a, b = weights_of(one), weights_of(tmp_path / "two")
-    for name in a:
-        torch.testing.assert_close(b[name], a[name], rtol=2e-3, atol=2e-5)
-    steps = [load_checkpoint(d / "ckpt" / "last_state.pt") for d in (one, tmp_path / "two")]
-    for x, y in zip(steps[0]["history"], steps[1]["history"]):
-        np.testing.assert_allclose(x["mAP"], y["mAP"], atol=1e-6)
-    left, right = (json.loads((d / "detections.json").read_text())["results"] for d in (one, tmp_path / "two"))
-    assert {v: len(x) for v, x in left.items()} == {v: len(x) for v, x in right.items()} and list(left) == list(right)
+@pytest.fixture(scope="module")
+def calm(root, tmp_path_factory):
+    """Two processes that nothing happens to."""
+    place = tmp_path_factory.mktemp("calm")
+    first, second = in_processes(2, place / "logs", arguments(root, place / "run"))
+    assert (first.status, second.status) == (0, 0), (first.log, second.log)
+    assert "protocol wtal" in first.out and second.out == second.log == ""  # the first process alone speaks
+    return place / "run"
 
 
-GRADIENTS = """
-import sys
-import torch
-import main
-from dataset import epoch_order, load_source, load_split, packed_batch
-from model import SEAL
-from options import parse
-from utils.parallel import Group
-
-root, recipe, out = sys.argv[1:]
-args = parse(["--recipe", recipe, "--batch_size", "5"])
-with Group(torch.device("cpu")) as group:
-    split = load_split(load_source("Tiny", root, cache_dir=None), "train", lambda line: None)
-    model = SEAL(split.rows.width // 3, 2)
-    net = group.wrap(model)
-    n = len(split.videos)
-    pseudo = (torch.arange(n).numpy() % 2, torch.arange(n).numpy() % 3)
-    videos = epoch_order(split.scored, 5, 0, 1)[0]
-    packed = packed_batch(split, videos, group.device, pseudo, mine=group.share(5))
-    terms = main.train_step(net, torch.optim.SGD(model.parameters(), lr=0.0), *packed, args, 3, 1, group)
-    if group.first:
-        torch.save({"terms": terms, "grads": {k: p.grad for k, p in model.named_parameters()}}, out)
-"""
+def test_two_processes_leave_the_files_of_one_run(root, calm, tmp_path, monkeypatch):
+    hurry(monkeypatch)
+    one = run(root, tmp_path / "one")
+    names = [sorted(str(p.relative_to(d)) for p in d.rglob("*") if p.is_file() and "tfevents" not in p.name)
+             for d in (one, calm)]  # fmt: skip
+    assert names[0] == names[1] and len(list((calm / "logs").iterdir())) == 1
+    scalars = [read_scalars(d / "logs") for d in (one, calm)]
+    assert {k: list(v) for k, v in scalars[0].items()} == {k: list(v) for k, v in scalars[1].items()}
+    assert read(calm, "options")["processes"] == 2 and read(calm)["last"]["epoch"] == 4
+    assert load_checkpoint(calm / "ckpt" / "last_state.pt")["epoch"] == 5
 
 
-@pytest.mark.parametrize("recipe", ["paper", "release"])
-def test_losses_and_gradients_of_uneven_shares_are_those_of_one_process(root, tmp_path, recipe):
-    script = tmp_path / "step.py"
-    script.write_text(GRADIENTS)
-    found = []
-    for number in (1, 2):
-        out = tmp_path / f"{number}.pt"
-        results = in_processes(number, script, root, recipe, out)
-        assert [status for status, _, _ in results] == [0] * number, results
-        found.append(load_checkpoint(out))
-    for other in found[1:]:
-        for kind in ("terms", "grads"):
-            for name, value in found[0][kind].items():
-                torch.testing.assert_close(other[kind][name], value, rtol=1e-4, atol=1e-7)
+def test_a_step_follows_the_mean_of_the_gradients_of_both_shares(root, tmp_path):
+    words = arguments(root, tmp_path / "two", "--batch_size", 5, epochs=1)
+    results = in_processes(2, tmp_path / "logs", words)
+    assert [p.status for p in results] == [0, 0], results
+    args = parse(words, tuple(TERMS))
+    hand = main.Run(args, tmp_path / "hand", main.Group(torch.device("cpu")))
+    (videos,), gradients = hand.batches(), []
+    assert len(videos) == 5
+    hand.model.train()
+    for rank in (0, 1):  # shares of 3 and 2 videos
+        share = videos[rank::2]
+        batch = packed_batch(hand.data.train, share, hand.group.device, hand.pseudo, args.max_proposal, args.seed, 1)
+        still = torch.optim.SGD(hand.model.parameters(), lr=0.0)
+        main.train_step(hand.model, still, *batch, args, epoch=1, step=0, rank=rank)
+        gradients.append([p.grad.clone() for p in hand.model.parameters()])
+    for parameter, *both in zip(hand.model.parameters(), *gradients):
+        parameter.grad = sum(both) / 2
+    hand.optimizer.step()
+    for name, value in load_checkpoint(tmp_path / "two" / "ckpt" / "last_state.pt")["model"].items():
+        torch.testing.assert_close(hand.model.state_dict()[name], value, rtol=1e-5, atol=1e-7)
 
 
-STOPPED = """
-import os, signal, sys
-import main
+def _signal_in_step_5(patch, number):
+    real, taken = main.Run.take_step, count(1)
 
-real, steps = main.Run.take_step, []
+    def take_step(self, videos):
+        if next(taken) == 5 and self.group.rank == 0:
+            os.kill(os.getpid(), number)
+        return real(self, videos)
 
-def take_step(self, videos):
-    steps.append(videos)
-    if len(steps) == 5 and self.group.first:
-        for _ in range(2):  # the terminal's, and torchrun's on top of it
-            os.kill(os.getpid(), signal.SIGINT)
-    return real(self, videos)
-
-main.Run.take_step = take_step
-main.run_command(lambda: main.main(sys.argv[1:]))
-"""
+    patch.setattr(main.Run, "take_step", take_step)
 
 
-def test_a_stop_in_one_of_two_processes_stops_both_after_the_step_and_both_go_on_to_the_same_bits(root, tmp_path):
-    script = tmp_path / "stopped.py"
-    script.write_text(STOPPED)
-    command = arguments(root, tmp_path / "stopped")
-    results = in_processes(2, script, *command)
-    assert [status for status, _, _ in results] == [130, 130], results
-    state = load_checkpoint(tmp_path / "stopped" / "ckpt" / "last_state.pt")
-    assert (state["epoch"], state["step"]) == (3, 1)  # two steps an epoch
-    for more in ([ROOT / "main.py", *command, "--resume"], [ROOT / "main.py", *arguments(root, tmp_path / "calm")]):
-        results = in_processes(2, *more)
-        assert [status for status, _, _ in results] == [0, 0], results
-    assert same(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "calm"))
-    for name in ("results.json", "detections.json"):
-        assert (tmp_path / "stopped" / name).read_text() == (tmp_path / "calm" / name).read_text()
+def stop_the_first(patch):
+    _signal_in_step_5(patch, signal.SIGINT)
 
 
-KILLED = STOPPED.replace("os.kill(os.getpid(), signal.SIGINT)", "os.kill(os.getpid(), signal.SIGKILL)")
+def kill_the_first(patch):
+    _signal_in_step_5(patch, signal.SIGKILL)
 
 
-def test_a_killed_process_ends_the_others_in_one_line_and_all_go_on_to_the_same_bits(root, tmp_path):
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    command = arguments(root, tmp_path / "killed", "--save_seconds", "0")
-    (first, _, _), (second, _, said) = in_processes(2, script, *command)
-    assert first == -9 and second == 2
-    assert said.count("error: ") == 1 and "another process of this run has ended" in said and "Traceback" not in said
-    for more in (
-        [*command, "--resume"],
-        arguments(root, tmp_path / "calm"),
-    ):
-        results = in_processes(2, ROOT / "main.py", *more)
-        assert [status for status, _, _ in results] == [0, 0], results
-    assert same(weights_of(tmp_path / "killed"), weights_of(tmp_path / "calm"))
+def goes_on_to_the_bits_of(calm, place, words):
+    results = in_processes(2, place / "logs", [*words, "--resume"])
+    assert [p.status for p in results] == [0, 0], results
+    assert same(weights_of(place / "run"), weights_of(calm)) and same_files(place / "run", calm)
+    assert read_scalars(place / "run" / "logs") == read_scalars(calm / "logs")
+
+
+def test_a_stop_in_one_process_stops_both_and_they_resume_to_the_same_bits(root, calm, tmp_path):
+    words = arguments(root, tmp_path / "run")
+    results = in_processes(2, tmp_path / "logs", words, stop_the_first)
+    assert [p.status for p in results] == [130, 130], results
+    state = load_checkpoint(tmp_path / "run" / "ckpt" / "last_state.pt")
+    assert (state["epoch"], state["step"]) == (4, 0)  # both end the epoch that the stop came in
+    goes_on_to_the_bits_of(calm, tmp_path, words)
+
+
+def test_a_killed_process_ends_the_others_in_one_line_and_they_resume_to_the_same_bits(root, calm, tmp_path):
+    words = arguments(root, tmp_path / "run", "--save_seconds", 0)
+    first, second = in_processes(2, tmp_path / "logs", words, kill_the_first)
+    assert (first.status, second.status) == (-9, 2)
+    assert second.log.startswith("error: another process of this run has ended") and second.log.count("\n") == 1
+    goes_on_to_the_bits_of(calm, tmp_path, words)
     with pytest.raises(InputError, match="processes was 2 and is 1"):
-        main.main([*command, "--resume"])
+        main.main([*words, "--resume"])
 
 
 def test_more_processes_than_videos_in_a_batch_are_refused(root, tmp_path):
-    results = in_processes(2, ROOT / "main.py", *arguments(root, tmp_path / "x", "--batch_size", "1"))
-    assert all(status == 2 and "error: batches of fewer videos" in err for status, _, err in results)
+    for process in in_processes(2, tmp_path / "logs", arguments(root, tmp_path / "run", "--batch_size", 1)):
+        assert process.status == 2 and "error: batches of fewer videos than the 2 processes" in process.log

@@ -9,13 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.plots import class_colour, figure_to_array, timeline
+from utils.run.plots import class_colour, figure_to_array, timeline
+from utils.segments import Segments
 
 CLASSES = ("HighJump", "PoleVault", "CliffDiving")
-TRUTH = (np.array([[2.0, 8.0], [20.0, 26.0]]), np.array([0, 2]))
-FOUND = (np.array([[2.5, 7.5], [21.0, 30.0], [40.0, 40.2]]), np.array([0, 2, 1]), np.array([0.9, 0.3, 0.1]))
-NOTHING = (np.zeros((0, 2)), np.zeros(0, dtype=np.int64))
-NO_DETECTION = (*NOTHING, np.zeros(0))
+
+
+def segments(segment_s, label, score=None, classes=CLASSES, video="v") -> Segments:
+    """Segments of one video."""
+    segment_s = np.asarray(segment_s, dtype=np.float64).reshape(-1, 2)
+    score = None if score is None else np.asarray(score, dtype=np.float64)
+    place = np.zeros(len(segment_s), dtype=np.int64)
+    return Segments(tuple(classes), (video,), place, segment_s, np.asarray(label, dtype=np.int64), score)
+
+
+TRUTH = segments([[2.0, 8.0], [20.0, 26.0]], [0, 2])
+FOUND = segments([[2.5, 7.5], [21.0, 30.0], [40.0, 40.2]], [0, 2, 1], [0.9, 0.3, 0.1])
+NO_TRUTH, NOT_FOUND = segments([], []), segments([], [], [])
 
 
 def legend(figure) -> list:
@@ -34,65 +44,61 @@ def bars(figure) -> list:
 
 
 def test_a_timeline_names_video_seconds_rows_and_the_classes_that_occur():
-    figure = timeline("demo_test_0001", CLASSES, TRUTH, FOUND, 50.0, most=2)
-    assert {"demo_test_0001", "seconds", "ground truth", "detections\nbest 2 of 3"} <= set(texts(figure))
+    figure = timeline("v", TRUTH, FOUND, 50.0, most=2)
+    assert {"v", "seconds", "ground truth", "detections\nbest 2 of 3"} <= set(texts(figure))
     assert legend(figure) == ["HighJump", "CliffDiving"]  # the detection of a PoleVault is not among the best two
-    assert legend(timeline("v", CLASSES, TRUTH, FOUND, 50.0)) == list(CLASSES)
+    assert legend(timeline("v", TRUTH, FOUND, 50.0)) == list(CLASSES)
     assert figure.axes[0].get_xlim() == (0.0, 50.0)
 
 
 def test_instances_and_the_best_detections_stand_where_they_are_with_their_score():
-    figure = timeline("v", CLASSES, TRUTH, FOUND, 50.0, most=2)
+    figure = timeline("v", TRUTH, FOUND, 50.0, most=2)
     drawn = bars(figure)
-    for segment in [*TRUTH[0], *FOUND[0][:2]]:
+    for segment in [*TRUTH.segment_s, *FOUND.segment_s[:2]]:
         assert any(np.allclose(segment, bar) for bar in drawn)
-    assert not any(np.allclose(FOUND[0][2], bar) for bar in drawn)
+    assert not any(np.allclose(FOUND.segment_s[2], bar) for bar in drawn)
     assert {"0.90", "0.30"} <= set(texts(figure))
 
 
 def test_a_better_score_is_more_opaque():
-    patches = timeline("v", CLASSES, TRUTH, FOUND, 50.0).axes[0].patches[-3:]
+    patches = timeline("v", TRUTH, FOUND, 50.0).axes[0].patches[-3:]
     alphas = [patch.get_facecolor()[3] for patch in patches]
     assert alphas == sorted(alphas, reverse=True) and alphas[0] == 1 and alphas[-1] < 0.3
 
 
 def test_detections_that_overlap_lie_in_different_lanes_and_others_share_one():
-    segments = np.array([[0.0, 10.0], [5.0, 15.0], [20.0, 30.0]])
-    figure = timeline("v", CLASSES, NOTHING, (segments, np.zeros(3, int), np.array([0.9, 0.8, 0.7])), 40.0)
+    figure = timeline("v", NO_TRUTH, segments([[0, 10], [5, 15], [20, 30]], [0] * 3, [0.9, 0.8, 0.7]), 40.0)
     first, second, third = (patch.get_y() for patch in figure.axes[0].patches[-3:])
     assert first != second and first == third
 
 
-@pytest.mark.parametrize("truth, said", [(NOTHING, True), (TRUTH, False)])
-def test_a_video_without_instances_says_so(truth, said):
-    assert ("no instance" in texts(timeline("v", CLASSES, truth, FOUND, 50.0))) is said
-
-
 @pytest.mark.parametrize("duration_s", [float("nan"), 0.0, 12.5])
-def test_a_video_with_nothing_at_all_is_drawn(duration_s):
-    figure = timeline("v", CLASSES, ([], []), ([], [], []), duration_s)
+def test_a_video_with_nothing_at_all_is_drawn_and_says_so(duration_s):
+    figure = timeline("v", NO_TRUTH, NOT_FOUND, duration_s)
     assert {"no instance", "no detection"} <= set(texts(figure)) and not legend(figure)
     assert figure_to_array(figure).ndim == 3
+    assert not {"no instance", "no detection"} & set(texts(timeline("v", TRUTH, FOUND, 50.0)))
 
 
 def test_the_axis_reaches_as_far_as_what_lies_beyond_the_duration():
-    assert timeline("v", CLASSES, TRUTH, FOUND, 5.0).axes[0].get_xlim()[1] == FOUND[0].max()
+    assert timeline("v", TRUTH, FOUND, 5.0).axes[0].get_xlim()[1] == FOUND.segment_s.max()
 
 
 def test_two_hundred_classes_and_a_long_video_make_a_picture_of_bounded_size():
     rng = np.random.default_rng(0)
     start = rng.uniform(0, 7000, 40)
-    segments = np.stack([start, start + rng.uniform(0.1, 60, 40)], axis=1)
+    times = np.stack([start, start + rng.uniform(0.1, 60, 40)], axis=1)
     classes = [f"Applying sunscreen {i}" for i in range(200)]
     label = np.arange(40) * 5
-    figure = timeline("v", classes, (segments, label), (segments, label, start), 7200.0)
+    truth, found = (segments(times, label, score, classes) for score in (None, start))
+    figure = timeline("v", truth, found, 7200.0)
     height, width, _ = figure_to_array(figure).shape
     assert width == 1100 and height < 1200
     assert legend(figure) == classes[::5]
 
 
 def test_the_array_is_rgb_and_the_same_every_time():
-    first, second = (figure_to_array(timeline("v", CLASSES, TRUTH, FOUND, 50.0)) for _ in range(2))
+    first, second = (figure_to_array(timeline("v", TRUTH, FOUND, 50.0)) for _ in range(2))
     assert first.dtype == np.uint8 and first.shape[2] == 3 and first.flags["C_CONTIGUOUS"]
     assert (first == 255).all(axis=2).mean() > 0.3  # paper
     red, green, blue = (round(255 * c) for c in class_colour(0))
@@ -103,28 +109,22 @@ def test_the_array_is_rgb_and_the_same_every_time():
 def test_a_class_has_one_colour_in_every_picture_and_classes_differ():
     colours = [class_colour(i) for i in range(200)]
     assert len(set(colours)) == 200 and all(0 <= c <= 1 for colour in colours for c in colour)
-    alone = timeline("v", CLASSES, (TRUTH[0][1:], TRUTH[1][1:]), NO_DETECTION, 50.0)
+    alone = timeline("v", segments(TRUTH.segment_s[1:], [2]), NOT_FOUND, 50.0)
     (handle,) = alone.legends[0].get_patches()
     assert handle.get_facecolor()[:3] == class_colour(2)
 
 
 @pytest.mark.parametrize("name", ["a$b$_{c", "two\nlines", "_private", "x" * 300, "动作", "\x00"])
 def test_any_name_can_be_drawn(name):
-    figure = timeline(name, (name, *CLASSES), TRUTH, FOUND, 50.0)
+    classes = (name, *CLASSES)
+    truth = segments(TRUTH.segment_s, TRUTH.label, None, classes, name)
+    figure = timeline(name, truth, segments(FOUND.segment_s, FOUND.label, FOUND.score, classes, name), 50.0)
     assert figure_to_array(figure).size and len(legend(figure)) == 3
-
-
-def test_shapes_that_disagree_are_refused():
-    with pytest.raises(ValueError, match="truth"):
-        timeline("v", CLASSES, (TRUTH[0], TRUTH[1][:1]), FOUND, 50.0)
-    with pytest.raises(ValueError, match="detections"):
-        timeline("v", CLASSES, TRUTH, (FOUND[0][:, :1], *FOUND[1:]), 50.0)
 
 
 def test_no_pyplot_is_touched_and_importing_draws_in_no_matplotlib():
     code = (
-        "import sys, utils.plots as p; assert 'matplotlib' not in sys.modules;"
-        "p.figure_to_array(p.timeline('v', ['a'], ([], []), ([], [], []), 1.0));"
-        "assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys, utils.run.plots as p; assert 'matplotlib' not in sys.modules; import tests.test_plots as t;"
+        "p.figure_to_array(p.timeline('v', t.TRUTH, t.FOUND, 1.0)); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import proposals
-from proposals import load_proposals, recall, tiou, to_snippets
+from utils.datasets.proposals import load_proposals, recall, tiou, to_snippets
 from utils.errors import InputError
 from utils.profile import GroundTruth, load_ground_truth, load_profile
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import scfe
+from utils.datasets import scfe
 
 
 def brute_force(features: np.ndarray, proposals: np.ndarray, roi_size: int) -> np.ndarray:

@@ -6,7 +6,13 @@ import errno
 import os
 import sys
 from contextlib import suppress
-from typing import Callable, Optional
+from typing import Callable, Optional, Sequence
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+)  # as torch says it: CUDA, Windows, Linux
 
 
 def printable(text: str) -> str:
@@ -14,8 +20,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of some names, and how many more there are."""
+    return printable(", ".join(names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 class InputError(Exception):
-    """Something the user can mend. ``str(error)`` is the whole line: ``WHAT (WHERE) - WHAT TO DO``."""
+    """Something the user can correct. ``str(error)`` is the whole line: ``WHAT (WHERE) - WHAT TO DO``."""
 
     def __init__(self, what: str, where: object = None, todo: Optional[str] = None):
         line = what + (f" ({where})" if where is not None else "") + (f" - {todo}" if todo else "")
@@ -23,13 +34,15 @@ class InputError(Exception):
         self.what, self.where, self.todo = what, where, todo
 
 
-def stop(problem: InputError) -> None:
-    """What readers do with a problem unless they are given something else to do with it: raise it."""
-    raise problem
+def raise_first(problems: Sequence[Optional[InputError]]) -> None:
+    """Raise the first of the problems that readers returned, if there is one; None is no problem."""
+    for problem in problems:
+        if problem is not None:
+            raise problem
 
 
 def os_error_line(error: OSError) -> str:
-    """One line for what the operating system refused, with the advice a person needs."""
+    """One line for what the operating system refused, with advice."""
     todo = {
         errno.ENOSPC: "free some disk space; everything written before is whole",
         errno.EDQUOT: "free some disk space; everything written before is whole",
@@ -42,7 +55,7 @@ def os_error_line(error: OSError) -> str:
 
 
 def run_command(main: Callable[[], Optional[int]]) -> None:
-    """Run ``main`` as a command: InputError and OSError end in one ``error:`` line and exit status 2.
+    """Run ``main`` as a command: InputError, OSError and lack of memory end in one ``error:`` line and exit status 2.
 
     A closed pipe (``… | head``) ends quietly; Ctrl-C ends with status 130. Any other exception is a defect of
     the program and keeps its traceback.
@@ -59,6 +72,10 @@ def run_command(main: Callable[[], Optional[int]]) -> None:
         status, line = 2, f"error: {os_error_line(error)}"
     except KeyboardInterrupt:
         status, line = 130, "interrupted"
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
+            raise
+        line = "error: out of memory - lower --batch_size or --max_proposal, or free some memory"
     if line:
         with suppress(BrokenPipeError):
             print(line, file=sys.stderr)

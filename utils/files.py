@@ -1,8 +1,8 @@
 """The one door through which files enter and leave the program.
 
-What enters is looked through before memory is taken, and whatever is wrong with it is one InputError; no file can run
-code. What leaves is written under a temporary name and renamed, so that a reader finds the old file or the new one,
-whole. Errors of the system itself (permissions, a full disk) stay OSError.
+No file can run code, and whatever is wrong with one is one InputError. What leaves is written under a temporary name
+and renamed, so that a reader finds the old file or the new one, whole. Errors of the system (permissions, a full disk)
+stay OSError.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ import math
 import os
 import re
 import stat
-import warnings
 import zipfile
-from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, Dict, Iterator, Optional, Union
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from utils.errors import InputError
-from utils.npy import CHUNK, read_npy
-from utils.scan import members, scan_checkpoint
-from utils.unpickle import MAX_DEPTH, Refused, shown
+from utils.errors import InputError, printable
+from utils.pickles import Refused, check_unicode, plain_dtype, unpickle
 
 PathLike = Union[str, "os.PathLike[str]"]
+AGAIN = "get or make the file again"
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
@@ -39,108 +37,106 @@ def load_array(path: PathLike, *, mmap: bool = False, objects: bool = False, tod
     """The array of a .npy file: booleans, numbers, bytes or text; with ``objects`` also object arrays of plain data.
 
     ``mmap`` maps arrays of numbers read-only instead of reading them. The header must account for every byte of the
-    file. Strings of Python 2 come as str where they are ASCII, else as bytes. Raises InputError; ``todo`` is the
-    advice for a missing file. Format: numpy.lib.format versions 1 to 3.
+    file. Raises InputError; ``todo`` is the advice for a missing file. Format: numpy.lib.format versions 1 to 3.
     """
     with _open(path, todo) as handle, _reading("not a .npy file that can be read", path):
-        return read_npy(handle, os.fstat(handle.fileno()).st_size, mmap=mmap, objects=objects)
+        size, form = os.fstat(handle.fileno()).st_size, np.lib.format
+        if handle.read(6) != b"\x93NUMPY":
+            raise Refused("not a .npy file" if size else "an empty file")
+        handle.seek(0)
+        first = form.read_magic(handle) == (1, 0)
+        shape, fortran, dtype = (form.read_array_header_1_0 if first else form.read_array_header_2_0)(handle)
+        left, expected, order = size - handle.tell(), math.prod(shape) * dtype.itemsize, "F" if fortran else "C"
+        if plain_dtype(dtype).hasobject:
+            if not objects:
+                raise Refused("an object array where plain numbers or text should be")
+            array = unpickle(handle)
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+                raise Refused("an object array that does not fit its header")
+        elif left != expected:
+            kind = "cut short" if left < expected else "with bytes after its end"
+            raise Refused(f"an array {kind}: {left} bytes where shape {shape} of {dtype} has {expected}")
+        elif mmap and expected and dtype.kind != "U":
+            array = np.memmap(handle, dtype, "r", handle.tell(), shape, order)
+        else:
+            array = check_unicode(np.fromfile(handle, dtype, math.prod(shape)).reshape(shape, order=order))
+        return array
 
 
-def load_npz(path: PathLike, *, one: bool = False, todo: Optional[str] = None) -> Dict[str, np.ndarray]:
-    """The arrays of a .npz file by name, under the rules of ``load_array`` without objects.
-
-    With ``one``, other than one array is refused before any is read. Members may be stored or deflated; each, and all
-    together, unpack to at most 100 times their bytes plus 16 MiB. Raises InputError.
-    """
-    arrays = {}
+def load_npz(path: PathLike, *, todo: Optional[str] = None) -> Dict[str, np.ndarray]:
+    """The arrays of a .npz file by name, without objects. Raises InputError."""
     with _open(path, todo) as handle, _reading("not a .npz archive that can be read", path):
-        size = os.fstat(handle.fileno()).st_size
-        with zipfile.ZipFile(handle) as archive:
-            infos = members(archive, size, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-            if one and len(infos) != 1:
-                raise InputError(f"{len(infos)} arrays in one file", path, "one array a file, [T, 2D]")
-            for info in infos:
-                name = info.filename
-                if not name.endswith(".npy") or re.search(r"^/|//|\\|(^|/)\.\.?/", name):
-                    raise Refused(f"an archive with a member that is no array: {shown(name)}")
-                where = f"{path}, {shown(name)}"
-                with _reading("not an array that can be read", where), archive.open(info) as stream:
-                    arrays[name[: -len(".npy")]] = read_npy(stream, info.file_size)
-                    stream.read(1)  # the end of a member is where its checksum is compared
+        if not zipfile.is_zipfile(handle):
+            raise Refused("not a zip archive")
+        handle.seek(0)
+        with np.load(handle, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise Refused(f"an archive with a member that is no array: {name}")
+            plain_dtype(check_unicode(array).dtype)
     return arrays
 
 
-def load_json(path: PathLike, *, max_bytes: int = 1 << 28, todo: Optional[str] = None, allow_nan: bool = False) -> Any:
-    """The value of a JSON file in UTF-8, read strictly.
-
-    InputError, with the line and column or the key, for: more than ``max_bytes`` or MAX_MARKS (before anything is
-    made), other encodings, text cut short, a key given twice, NaN and infinite numbers (unless ``allow_nan``: then the
-    caller names what holds them), nesting deeper than 64. Standard: RFC 8259.
-    """
-    with _open(path, todo) as handle, _reading("not a JSON file that can be read", path):
-        if os.fstat(handle.fileno()).st_size > max_bytes:
-            raise Refused(f"a JSON file of more than {max_bytes} bytes", "leave out what is not read")
-        raw = handle.read()
-        if sum(map(raw.count, (b"{", b"[", b",", b":"))) > MAX_MARKS:
-            raise Refused(
-                f"a JSON file of more than {MAX_MARKS} brackets, commas and colons", "leave out what is not read"
-            )
-    _check_nesting(raw, path)
-
-    def refuse(literal: str) -> None:
-        place = _outside_strings(literal, text)
-        raise InputError(f"the number {shown(literal, 40)}, which JSON cannot hold", _place(path, text, place), _MEND)
-
-    def number(literal: str) -> Union[int, float]:
-        value = float(literal)
-        if math.isinf(value) and not allow_nan:
-            refuse(literal)
-        return value if re.search("[.eE]", literal) else int(literal)
-
-    def unique(pairs: list) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise InputError("a key given twice", f"{path}, key {shown(key)!r}", "keep one of them")
-        return found
-
-    try:
-        text = raw.decode("utf-8-sig")
-        numbers = {"parse_float": number, "parse_int": number} if _may_overflow(raw) else {}
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=float if allow_nan else refuse, **numbers)
-        if re.search(rb"\\u[dD][89a-fA-F]", raw):  # half a surrogate pair can be neither printed nor written
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg}", _place(path, text, error.pos), _MEND) from None
-    except UnicodeDecodeError as error:
-        before = raw[: error.start].decode("utf-8", "replace")
-        raise InputError("not UTF-8", _place(path, before, len(before)), "save it as UTF-8") from None
-    except UnicodeEncodeError as error:
-        around = shown(error.object[max(0, error.start - 20) : error.end])
-        raise InputError(f"text that is no Unicode: {around}", path, _MEND) from None
-    return value
+def load_pickle(path: PathLike, *, todo: Optional[str] = None) -> Any:
+    """The value of a pickle of plain data and numpy arrays, of any protocol. Never runs code. Raises InputError."""
+    with _open(path, todo) as handle, _reading("not a pickle that can be read", path):
+        return unpickle(handle)
 
 
-def load_checkpoint(path: PathLike, *, todo: Optional[str] = None) -> Dict[str, Any]:
-    """What torch.save wrote, on the CPU: a dict of tensors and nested plain data. Never runs code.
+def load_torch(path: PathLike, *, todo: Optional[str] = None) -> Any:
+    """What torch.save wrote (since torch 1.6), on the CPU: tensors and plain data. Never runs code. Raises InputError.
 
-    The file is looked through first (utils.scan), then read by torch.load(weights_only=True). Raises InputError.
+    Refuses TorchScript, and tensors that are complex or not dense.
     """
     import torch  # here, since commands that only read annotations should not wait for it
 
     with _open(path, todo) as handle, _reading("not a checkpoint that can be read", path):
-        scan_checkpoint(handle, os.fstat(handle.fileno()).st_size)
+        members = zipfile.ZipFile(handle).namelist() if zipfile.is_zipfile(handle) else []
+        if not any(name.endswith("/data.pkl") for name in members) or any("constants.pkl" in name for name in members):
+            raise Refused("no checkpoint of torch 1.6 or newer, or one of code (TorchScript)")
         handle.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                value = torch.load(handle, map_location="cpu", weights_only=True)
-            except Exception as error:  # not quoted: torch advises to load such files with weights_only=False
-                if isinstance(error, OSError) and error.errno:
-                    raise
-                raise Refused(f"a checkpoint that torch {torch.__version__} cannot read") from error
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise Refused("a checkpoint that is no dict of named tensors", "save the state_dict with torch.save")
+        try:
+            value = torch.load(handle, map_location="cpu", weights_only=True)
+        except Exception as error:  # not quoted: torch advises to load such files with weights_only=False
+            asked = re.search(r"(?:GLOBAL|[Cc]lass|[Ff]unction) ([\w.]+\.\w+)", str(error))
+            reason = f"asks for {asked[1]}, and a file may hold tensors and plain data only" if asked else "damaged"
+            raise Refused(f"a checkpoint that torch {torch.__version__} cannot read: {reason}") from error
+        items = [value]
+        while items:
+            item = items.pop()
+            if isinstance(item, torch.Tensor) and (item.is_complex() or item.layout != torch.strided):
+                raise Refused(f"a tensor that is {item.dtype}, {item.layout}")
+            items += item.values() if isinstance(item, dict) else item if isinstance(item, (list, tuple)) else ()
+    return value
+
+
+def load_checkpoint(path: PathLike, *, todo: Optional[str] = None) -> Dict[str, Any]:
+    """``load_torch`` of a dict of named tensors and nested plain data. Raises InputError."""
+    value = load_torch(path, todo=todo)
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError("a checkpoint that is no dict of named tensors", path, "save the state_dict with torch.save")
+    return value
+
+
+def load_json(path: PathLike, *, todo: Optional[str] = None, allow_nan: bool = False) -> Any:
+    """The value of a JSON file in UTF-8. InputError, too, for a key given twice, and for NaN unless ``allow_nan``."""
+
+    def refuse(literal: str) -> None:
+        raise Refused(f"the number {literal}, which JSON cannot hold")
+
+    def unique(pairs: list) -> dict:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise Refused(f"a key given twice: {next(key for key in keys if keys.count(key) > 1)!r}")
+        return value
+
+    with _open(path, todo) as handle, _reading("not a JSON file that can be read", path):
+        text = handle.read().decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=float if allow_nan else refuse)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # half a surrogate pair could be neither printed nor written
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
 
@@ -152,7 +148,7 @@ def child(folder: PathLike, name: str, suffix: str = "") -> Path:
     except UnicodeEncodeError:
         unsafe = True
     if unsafe:
-        raise InputError(f"the name {shown(name)!r} is no file name", folder, "rename it in the annotations")
+        raise InputError(f"the name {name[:100]!r} is no file name", folder, "rename it in the annotations")
     return Path(folder) / (name + suffix)
 
 
@@ -163,7 +159,7 @@ def _open(path: PathLike, todo: Optional[str]) -> BinaryIO:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError("no such file", path, todo) from None
     except ValueError:
-        raise InputError("no file can have this name", shown(str(path))) from None
+        raise InputError("no file can have this name", str(path)) from None
     if not stat.S_ISREG(mode):
         raise InputError("a folder where a file should be" if stat.S_ISDIR(mode) else "not a regular file", path, todo)
     return open(path, "rb")
@@ -171,59 +167,18 @@ def _open(path: PathLike, todo: Optional[str]) -> BinaryIO:
 
 @contextlib.contextmanager
 def _reading(what: str, where: object) -> Iterator[None]:
-    """Whatever a parser raises on hostile bytes becomes one InputError; only the system's own errors stay."""
+    """Whatever a parser raises on damaged bytes becomes one InputError; only the system's own errors stay."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Refused as error:
-        raise InputError(str(error), where, error.todo) from error.__cause__
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # those two are seeks to nowhere, not failures of the disk
+        raise InputError(str(error), where, AGAIN) from error.__cause__
+    except Exception as error:  # zipfile, numpy, pickle and torch raise a dozen types
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # those two are seeks to nowhere
             raise
-        raise InputError(f"{what}: {shown(error)}", where, "get or make the file again") from error
-    except Exception as error:  # zipfile, torch and the pickle machine raise a dozen types
-        detail = shown(str(error).strip().split("\n")[0]) or type(error).__name__
-        raise InputError(f"{what}: {detail}", where, "get or make the file again") from error
-
-
-MAX_MARKS = 24_000_000  # of { [ , : in a JSON file, up to 250 bytes each once read; GTEA's proposals have 0.16 a byte
-_MEND = "correct the file there"
-_MARKS = bytes({ord(c): m for c, m in zip('[{]}"', (1, 1, 255, 255, 2))}.get(i, 0) for i in range(256))
-_DIGITS = bytes(ord("0") if chr(i) in "123456789" else ord("e") if chr(i) == "E" else i for i in range(256))
-
-
-def _check_nesting(raw: bytes, path: PathLike) -> None:
-    """InputError where JSON nests deeper than MAX_DEPTH; array code, since Python's parser would recurse."""
-    plain = raw.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-    deep, quoted = 0, False  # where the piece before ended
-    for start in range(0, len(plain), 1 << 20):
-        marks = np.frombuffer(plain[start : start + (1 << 20)].translate(_MARKS), np.int8)
-        places = np.flatnonzero(marks)
-        marks = np.append([np.int8(2 * quoted)], marks[places])  # +1 and -1: brackets; 2: a quote
-        inside = np.logical_xor.accumulate(marks == 2)
-        depth = deep + np.cumsum(np.where((marks == 2) | inside, 0, marks))
-        if depth.max() > MAX_DEPTH:
-            before = raw[: start + places[np.argmax(depth > MAX_DEPTH) - 1]].decode("utf-8", "replace")
-            raise InputError(f"nested more than {MAX_DEPTH} deep", _place(path, before, len(before)), _MEND)
-        deep, quoted = depth[-1], inside[-1]
-
-
-def _may_overflow(raw: bytes) -> bool:
-    """Whether any literal could be too large for a float: a positive exponent or 300 digits in a row."""
-    digits = raw.translate(_DIGITS)
-    return any(sign in digits for sign in (b"0e0", b"0e+", b"0" * 300))
-
-
-def _outside_strings(literal: str, text: str) -> int:
-    """Where ``literal`` first stands in JSON text outside its strings."""
-    tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|' + re.escape(literal), text, re.DOTALL)
-    return next((token.start() for token in tokens if token[0][0] != '"'), 0)
-
-
-def _place(path: PathLike, text: str, index: int) -> str:
-    line = text.count("\n", 0, index) + 1
-    return f"{path}, line {line}, column {index - text.rfind(chr(10), 0, index)}"
+        detail = printable(str(error).strip().split("\n")[0][:200]) or type(error).__name__
+        raise InputError(f"{what}: {detail}", where, AGAIN) from error
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -254,7 +209,7 @@ def atomic(path: PathLike) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs no file open to read
     try:
         os.fsync(descriptor)
     finally:
@@ -277,8 +232,8 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, value: Any, *, indent: Optional[int] = None) -> None:
     """Write JSON, whole or not at all. Numpy values become numbers and lists, NaN and infinities become null."""
     try:
-        text = json.dumps(value, allow_nan=False, default=_plain, indent=indent)
-    except ValueError:  # a number that JSON lacks; rare, so the slow way is taken only then
+        text = json.dumps(value, allow_nan=False, indent=indent)
+    except (TypeError, ValueError):  # numpy, or a number that JSON lacks; rare, so the slow way is taken only then
         text = json.dumps(_finite(value), allow_nan=False, indent=indent)
     _write(path, text.encode("utf-8") + b"\n")
 
@@ -307,12 +262,6 @@ def _write(path: PathLike, data: Any) -> None:
         handle.write(data)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
 def _finite(value: Any) -> Any:
     """``value`` with numpy turned into Python and every non-finite number into None."""
     if isinstance(value, dict):
@@ -324,28 +273,36 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextlib.contextmanager
+def locked(path: PathLike, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock; the system frees it when the process ends, however it ends. BlockingIOError if taken.
+
+    Without ``wait`` a taken lock is still tried for a second: a killed process may have been starting another one
+    (git), which holds its files until it has begun.
+    """
+    lock = FileLock(str(path))
+    try:
+        lock.acquire(timeout=-1 if wait else 1)
+    except Timeout:
+        raise BlockingIOError(errno.EAGAIN, "in use by another process", str(path)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 # ---- hashing --------------------------------------------------------------------------------------------------------
 
 
 def content_hash(*parts: Any) -> str:
-    """Hex BLAKE2b (128 bits) of arrays (type, shape, values), bytes, str, numbers, None, and Paths (their content)."""
+    """Hex BLAKE2b (128 bits) of arrays of numbers (type, shape, values), str, numbers, None and tuples of these."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        part = part.item() if isinstance(part, np.generic) else part
         if isinstance(part, np.ndarray):
-            if part.dtype.hasobject:
-                raise TypeError("an object array has no bytes of its own: hash its items")
-            kind, data = f"array {part.dtype.str} {part.shape}", np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-        elif isinstance(part, Path):
-            kind, data = "file", file_hash(part).encode()
-        elif isinstance(part, bytes):
-            kind, data = "bytes", part
-        elif part is None or isinstance(part, (str, bool, int, float)):
-            kind, data = type(part).__name__, repr(part).encode("utf-8", "backslashreplace")
+            kind, data = f"array {part.dtype.str} {part.shape}", part.tobytes()
         else:
-            raise TypeError(f"no hash for {type(part).__name__}")
-        digest.update(f"{kind} {len(data)}\n".encode())
-        digest.update(data)
+            kind, data = type(part).__name__, repr(part).encode("utf-8", "backslashreplace")
+        digest.update(f"{kind} {len(data)}\n".encode() + data)
     return digest.hexdigest()
 
 
@@ -353,6 +310,6 @@ def file_hash(path: PathLike, *, todo: Optional[str] = None) -> str:
     """Hex BLAKE2b (128 bits) of a file's bytes, read in pieces."""
     digest = hashlib.blake2b(digest_size=16)
     with _open(path, todo) as handle:
-        for piece in iter(lambda: handle.read(CHUNK), b""):
+        for piece in iter(lambda: handle.read(1 << 24), b""):
             digest.update(piece)
     return digest.hexdigest()

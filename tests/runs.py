@@ -1,0 +1,111 @@
+"""Runs on the tiny dataset, in this process or in several, and what they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import List, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from tests.changes import hurry
+from utils.errors import run_command
+from utils.files import load_checkpoint
+from utils.run import report
+
+
+def arguments(root, exp_dir, *more, epochs=4, run_type="train"):
+    base = {
+        "run_type": run_type, "dataset_name": "Tiny", "dataset_root": root, "exp_dir": exp_dir, "device": "cpu",
+        "descriptors_root": exp_dir.parent / "descriptors", "cache_dir": exp_dir.parent / "cache", "batch_size": 3,
+        "max_epoch": epochs, "interval": 2, "lr": 1e-3, "recipe": "paper", "protocol": "wtal",
+    }  # fmt: skip
+    return [x for k, v in base.items() for x in (f"--{k}", str(v))] + [str(m) for m in more]
+
+
+def run(root, exp_dir, *more, **how):
+    assert main.main(arguments(root, exp_dir, *more, **how)) == 0
+    return exp_dir
+
+
+def test_of(checkpoint, root, exp_dir, *more):
+    return run(root, exp_dir, "--pretrained_ckpt", checkpoint, *more, run_type="test")
+
+
+test_of.__test__ = False  # no test of its own
+
+
+def read(exp_dir, name="results"):
+    return json.loads((exp_dir / f"{name}.json").read_text())
+
+
+def weights_of(exp_dir, name="last"):
+    return load_checkpoint(exp_dir / "ckpt" / f"{name}_model.pkl")
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values())) and list(a) == list(b)
+
+
+def same_files(a, b, names=("results.json", "mAP-results.log", "detections.json")):
+    return all((a / name).read_text() == (b / name).read_text() for name in names)
+
+
+def without_test_videos(root, place):
+    """A copy of the dataset whose annotations have training videos alone."""
+    copy = Path(shutil.copytree(root, place))
+    path = copy / "Tiny-Annotations" / "subset.npy"
+    np.save(path, np.full_like(np.load(path), "validation"))
+    (copy / "Proposals_Tiny_test.json").unlink()
+    return copy
+
+
+# ---- several processes
+
+
+class Process(NamedTuple):
+    status: int
+    out: str
+    log: str
+
+
+def _process(rank: int, size: int, port: int, place: Path, argv: List[str], change) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    report.FIRST = rank == 0
+    with (
+        (place / f"out{rank}").open("w") as out,
+        (place / f"log{rank}").open("w") as log,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(log):
+            hurry(patch)
+            if change:
+                change(patch)
+            run_command(lambda: main.main(argv))
+
+
+def in_processes(size, place, argv, change=None):
+    """Run main.py as torchrun would start it, on the loopback interface. change: a function of the module of a test,
+    called in each process with a MonkeyPatch. The processes are forked from one that has read the program already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["main", "tests.runs", "torch.utils.tensorboard"])
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    place.mkdir(exist_ok=True)
+    started = [context.Process(target=_process, args=(r, size, port, place, argv, change)) for r in range(size)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    logs = [[(place / f"{kind}{rank}").read_text() for kind in ("out", "log")] for rank in range(size)]
+    return [Process(process.exitcode, *texts) for process, texts in zip(started, logs)]

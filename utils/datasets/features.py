@@ -1,0 +1,227 @@
+"""Two-stream snippet features on disk: one joint object array, or folders with a file a video."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from utils.datasets.annotations import Annotations
+from utils.datasets.feature_files import SUFFIXES, files_of, list_files, read_features
+from utils.datasets.profile import WHERE_FROM, Profile
+from utils.errors import InputError, some
+from utils.files import content_hash, load_array
+
+MAX_CUT = 2  # rows that RGB and flow may differ by: optical flow needs the next frame
+
+
+class Features:
+    """Snippet features of videos by name: ``features.load(video)`` -> float32 [T, 2D], RGB first, then flow.
+
+    sources: one path (joint .npy, or a folder of a file a video, see feature_files), or two folders (RGB, flow).
+    all_videos: every video of the annotations, in order: what the rows of a joint array belong to.
+    feature_size: 2D if the user states it; tells [T, 2D] from [2D, T] in per-video files.
+    modalities: as the profile's. ``cut``: rows cut off so far where RGB and flow differ by up to MAX_CUT, by video.
+    Raises InputError naming file and video.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Path],
+        all_videos: Sequence[str],
+        feature_size: Optional[int] = None,
+        modalities: Optional[int] = 2,
+    ):
+        self.sources = [Path(source) for source in sources]
+        self.modalities, self.cut = modalities, {}
+        self._stated_size, self._layout, self._joint, self._notes = feature_size, None, None, []
+        self._row: Dict[str, int] = {}  # of a joint array
+        self._listed: List[Dict[str, Path]] = []  # name -> file, of RGB and of flow, or of both together
+        self._files: List[Dict[str, Path]] = []  # video -> file, likewise
+        if self.sources[0].is_file():
+            self._row = {video: i for i, video in enumerate(all_videos)}
+        else:
+            self._find_files(all_videos)
+        self.parts = max(1, len(self._files))  # in how many pieces a video's features come
+        self.videos = tuple(v for v in all_videos if v in self._row or all(v in f for f in self._files or [{}]))
+        if not self.videos:
+            names = [path.name for files in self._listed for path in files.values()]
+            names = names or sorted(path.name for path in self.sources[0].iterdir()) or ["nothing"]
+            todo = f"files are found by video name, such as {all_videos[0]}; forms that are read: {' '.join(SUFFIXES)}"
+            raise InputError(f"no annotated video has a feature file: found {some(names)}", self.sources[0], todo)
+
+    def _find_files(self, videos: Sequence[str]) -> None:
+        self._listed = [files for folder in self.sources for files in list_files(folder)]
+        if len(self._listed) > 2:
+            raise InputError("rgb/ and flow/ inside the folders of RGB and flow", self.sources[0], "give one folder")
+        for files in self._listed:
+            mine, note = files_of(files, videos)
+            self._files.append(mine)
+            self._notes += [note] if note else []
+
+    @property
+    def notes(self) -> List[str]:
+        """Lines to log: what is taken in another way than it is written, as far as it is known yet."""
+        notes = list(self._notes)
+        if self.modalities is None and len(self._files) < 2:
+            todo = 'where there is one stream, say "modalities": 1 in dataset.json'
+            notes.append(f"the first half of each feature is read as RGB and the second as flow ({todo})")
+        if self.cut:
+            most = max(self.cut.values())
+            notes.append(f"RGB and flow of {len(self.cut)} videos differ in length by up to {most}: the longer is cut")
+        return notes
+
+    @property
+    def layout(self) -> Tuple[int, bool]:
+        """(2D, are the files [2D, T]?); looked up on first use: a finished cache needs no feature."""
+        if self._layout is None:
+            layout = self._find_layout(self._stated_size)
+            if layout[0] % 2 and self.modalities != 1:
+                todo = 'RGB and flow must be of one width; "modalities": 1 in dataset.json where there is one stream'
+                raise InputError(f"features of odd width {layout[0]}", self.sources[0], todo)
+            self._layout = layout
+        return self._layout
+
+    @property
+    def simulated(self) -> Optional[Path]:
+        """The note beside features that were drawn from random numbers, if there is one."""
+        folders = [folder for source in self.sources for folder in (source, source.parent)]
+        return next((path for path in (folder / "SIMULATED.txt" for folder in folders) if path.is_file()), None)
+
+    def load(self, video: str) -> np.ndarray:
+        """float32 [T, 2D] of one video; T > 0, every value finite."""
+        return self.sound(video, self.read(video))
+
+    def read(self, video: str) -> np.ndarray:
+        """[T, 2D] of one video, of the type and with the values that are in its file."""
+        parts = [self._part(video, source) for source in range(self.parts)]
+        lengths = [len(part) for part in parts]
+        if max(lengths) - min(lengths) > MAX_CUT:
+            what = f"RGB has {lengths[0]} snippets and flow {lengths[1]}"
+            raise InputError(what, self._where(video), "extract them at one stride")
+        if max(lengths) > min(lengths):
+            self.cut[video] = max(lengths) - min(lengths)
+        return parts[0] if len(parts) == 1 else np.concatenate([part[: min(lengths)] for part in parts], axis=1)
+
+    def sound(self, video: str, array: np.ndarray) -> np.ndarray:
+        """``array`` of a video as float32, if T > 0 and every value is finite."""
+        with np.errstate(over="ignore"):  # a number too large for float32 becomes Inf, which is refused
+            features = np.ascontiguousarray(array, dtype=np.float32)
+        if len(features) == 0:
+            raise InputError("a video of no snippet (T = 0)", self._where(video), "extract it again or drop the video")
+        if not np.isfinite(features).all():
+            raise InputError("NaN or Inf in the features", self._where(video), "extract the video again")
+        return features
+
+    def length(self, video: str) -> int:
+        """T of a video; of a folder's .npy files, only the header is read."""
+        axis = int(self.layout[1])
+        return min(self._raw(video, source, mmap=True).shape[axis] for source in range(self.parts))
+
+    def unused(self) -> Tuple[str, ...]:
+        """Feature files that belong to no annotated video, or whose video is read from another file."""
+        used = {files[video] for files in self._files for video in self.videos}
+        unused = sorted(path for files in self._listed for path in files.values() if path not in used)
+        return tuple(str(path.relative_to(next(s for s in self.sources if s in path.parents))) for path in unused)
+
+    def signature(self, videos: Sequence[str]) -> str:
+        """Hash of the names, sizes and times of the files behind these videos, and of which part is whose."""
+        paths = [files[video] for video in videos for files in self._files] or [self.sources[0]]
+        states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        return content_hash(self._stated_size, [self._row.get(video) for video in videos], states)
+
+    def release(self) -> None:
+        """Give back the memory of a joint array; the next load reads it again."""
+        self._joint = None
+
+    def _where(self, video: str, source: int = 0) -> str:
+        return f"{self._files[source][video] if self._files else self.sources[0]}, {video}"
+
+    def _raw(self, video: str, source: int, mmap: bool = False) -> np.ndarray:
+        if not self._files:
+            array = self._joint_array()[self._row[video]]
+        else:
+            array = read_features(self._files[source][video], mmap)
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
+            shape = getattr(array, "shape", type(array).__name__)
+            what = f"not a [T, 2D] array of numbers but {shape}"
+            raise InputError(what, self._where(video, source), "extract it again")
+        return array
+
+    def _joint_array(self) -> np.ndarray:
+        if self._joint is None:
+            joint = load_array(self.sources[0], objects=True, todo=WHERE_FROM)
+            if joint.ndim != (1 if joint.dtype == object else 3):
+                raise InputError("not an object array of [T, 2D] arrays", self.sources[0], WHERE_FROM)
+            if len(joint) != len(self._row):
+                what = f"features of {len(joint)} videos, annotations of {len(self._row)}"
+                raise InputError(what, self.sources[0], "features and annotations must be of one release")
+            self._joint = joint
+        return self._joint
+
+    def _part(self, video: str, source: int) -> np.ndarray:
+        array = self._raw(video, source)
+        feature_size, transposed = self.layout
+        width = feature_size // self.parts
+        array = array.T if transposed else array
+        if array.shape[1] != width:
+            what = f"features of width {array.shape[1]}, not {width}"
+            if source:
+                what = f"flow of width {array.shape[1]} and RGB of width {width}, which must be equal"
+            raise InputError(what, self._where(video, source), "every video needs the same feature_size")
+        return array
+
+    def _find_layout(self, feature_size: Optional[int]) -> Tuple[int, bool]:
+        """(2D, are the files [2D, T]?) from a joint array (always [T, 2D]) or from the shapes of per-video files.
+
+        Damaged and odd files have no say where most are of one width: they are refused, by name, when they are read.
+        """
+        parts, shapes = self.parts, self._shapes()
+        widths = [Counter(shape[axis] for shape in shapes) for axis in (1, 0)]  # if [T, 2D], and if [2D, T]
+        if feature_size is None:
+            (width, count), (other, other_count) = (counter.most_common(1)[0] for counter in widths)
+        else:
+            width = other = feature_size // parts
+            count, other_count = widths[0][width], widths[1][width]
+        if not self._files:
+            if feature_size not in (None, widths[0].most_common(1)[0][0]):
+                what = f"features of width {widths[0].most_common(1)[0][0]}, not {feature_size}"
+                raise InputError(what, self.sources[0], "leave out --feature_size")
+            return width, False
+        if count == other_count == len(shapes):
+            what = f"[T, 2D] and [2D, T] cannot be told apart: every file is {other} x {width}"
+            todo = "state --feature_size" if feature_size is None else "add a video of another length"
+            raise InputError(what, self.sources[0], todo)
+        if 2 * max(count, other_count) <= len(shapes):
+            what = f"files of shapes {sorted(set(shapes))[:3]}, " + f"not of width {width}" * (feature_size is not None)
+            raise InputError(what.rstrip(", "), self.sources[0], "give --feature_size, RGB and flow together")
+        return (width * parts, False) if count >= other_count else (other * parts, True)
+
+    def _shapes(self) -> List[Tuple[int, int]]:
+        """The shapes of the first readable files; InputError of the first where none is."""
+        shapes, problems = [], []
+        for video in self.videos[:64]:
+            try:
+                shapes.append(self._raw(video, 0, mmap=True).shape)
+            except InputError as error:
+                problems.append(error)
+        if not shapes:
+            raise problems[0]
+        return shapes
+
+
+def open_features(
+    name: str, root: Path, profile: Profile, annotations: Annotations, feature_size: Optional[int] = None
+) -> Features:
+    """The features of a dataset: the profile's sources, else NAME-I3D-JOINTFeatures as a file or a folder."""
+    sources = [root / source for source in profile.features or ()]
+    if not sources:
+        folder = root / f"{name}-I3D-JOINTFeatures"
+        file = root / f"{folder.name}.npy"  # a NAME may hold a dot
+        if folder.is_dir() and file.exists():
+            todo = 'remove one of them, or say which in dataset.json: "features"'
+            raise InputError("features twice, as a folder and as a file", file, todo)
+        sources = [folder if folder.is_dir() else file]
+    return Features(sources, annotations.videos, feature_size, profile.modalities)

@@ -1,0 +1,166 @@
+"""What a dataset's files do not say of themselves: subsets, frame rate, stride, thresholds, and where the files are."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from utils.errors import InputError, some
+from utils.files import load_json
+
+THUMOS_TIOU = tuple(np.linspace(0.1, 0.7, 7).tolist())
+ACTIVITYNET_TIOU = tuple(np.linspace(0.5, 0.95, 10).tolist())
+WHERE_FROM = "README, 'THUMOS14 from download to table' or 'Own data', says where each file comes from"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One dataset. ``dataset.json`` in its root gives or overrides any field; paths in it are relative to that root."""
+
+    train_subset: str = "validation"
+    test_subset: str = "test"
+    feature_fps: Union[float, Dict[str, float]] = 25.0  # frames a second that features were extracted at, or by video
+    snippet_stride: float = 16.0  # frames a snippet
+    rescaled: bool = False  # rows span the whole video, whatever its length: rate = rows / duration
+    modalities: Optional[int] = None  # 2: RGB and flow, halves of a row; 1: one stream; None: 2, not stated
+    tiou_thresholds: Tuple[float, ...] = THUMOS_TIOU
+    excluded_videos: Tuple[str, ...] = ()  # left out of evaluation
+    round_ground_truth: bool = False  # protocol wtal rounds ground truth to whole snippets
+    proposals_root: Optional[str] = None  # folder of Proposals_NAME_{train,test}.json
+    annotations: Optional[str] = None  # folder, JSON or CSV; default NAME-Annotations, else the root's one JSON or CSV
+    features: Optional[Tuple[str, ...]] = None  # one source or (RGB, flow); default NAME-I3D-JOINTFeatures
+
+    @property
+    def snippets_per_second(self) -> float:
+        """The one rate of every video; ValueError where each has its own (then: ``rates``)."""
+        if self.rescaled or isinstance(self.feature_fps, dict):
+            raise ValueError("each video has its own rate")
+        return self.feature_fps / self.snippet_stride
+
+    def rates(self, videos: Sequence[str], num_snippets: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
+        """Snippets per second of each video, float64 [V]; InputError where what it takes is not known.
+
+        num_snippets: T, int [V]. duration_s: float [V], NaN where unknown. Both are needed for rescaled features alone.
+        """
+        if self.rescaled:
+            unknown = [video for video, seconds in zip(videos, duration_s) if not 0 < seconds < np.inf]
+            if unknown:
+                what = f"features are rescaled, and the duration of {len(unknown)} videos is unknown: {some(unknown)}"
+                raise InputError(what, None, "add durations to the annotations")
+            return np.asarray(num_snippets, dtype=np.float64) / np.asarray(duration_s, dtype=np.float64)
+        if isinstance(self.feature_fps, dict):
+            unknown = [video for video in videos if video not in self.feature_fps]
+            if unknown:
+                what = f"no feature_fps of {len(unknown)} videos: {some(unknown)}"
+                raise InputError(what, None, "add them to the file that dataset.json names")
+            return np.asarray([self.feature_fps[video] for video in videos]) / self.snippet_stride
+        return np.full(len(videos), self.snippets_per_second)
+
+
+_ACTIVITYNET = Profile("training", "validation", modalities=2, tiou_thresholds=ACTIVITYNET_TIOU)
+PROFILES = {
+    "Thumos14reduced": Profile(modalities=2, proposals_root="proposals4Thumos14", round_ground_truth=True),
+    "ActivityNet1.2": _ACTIVITYNET,
+    "ActivityNet1.3": _ACTIVITYNET,
+    "Demo": Profile(modalities=2, round_ground_truth=True),
+}
+
+
+def dataset_root(name: str, root: Optional[str] = None) -> Path:
+    """The dataset's folder: data/NAME unless given."""
+    return Path(root) if root else Path("data") / name
+
+
+def load_profile(name: str, root: Path) -> Profile:
+    """The built-in profile of that exact name, overridden by ROOT/dataset.json. Raises InputError."""
+    if not root.is_dir():
+        raise InputError("no such dataset folder", root, WHERE_FROM)
+    path = root / "dataset.json"
+    if not path.exists():
+        if name not in PROFILES:
+            todo = f"use one of {', '.join(PROFILES)} or write that file, README 'Own data'"
+            raise InputError(f"dataset {name!r} has no built-in profile and no dataset.json", path, todo)
+        return PROFILES[name]
+    given = load_json(path)
+    fields = sorted(field.name for field in dataclasses.fields(Profile))
+    unknown = sorted(set(given) - set(fields)) if isinstance(given, dict) else "no JSON object"
+    if unknown:
+        raise InputError(f"unknown fields {unknown}", path, f"known: {', '.join(fields)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    if isinstance(values.get("features"), str):
+        values["features"] = (values["features"],)
+    if isinstance(values.get("feature_fps"), str):
+        values["feature_fps"] = load_json(root / values["feature_fps"], todo="it holds {VIDEO: frames a second}")
+    for field, value in values.items():
+        good, should_be = _RULES[field]
+        if not good(value):
+            raise InputError(f"{field} is {str(given[field])[:80]!r}", path, f"{field} must be {should_be}")
+    if values.get("proposals_root") is not None:
+        values["proposals_root"] = str(root / values["proposals_root"])
+    profile = dataclasses.replace(PROFILES.get(name, Profile()), **values)
+    if profile.round_ground_truth and (profile.rescaled or isinstance(profile.feature_fps, dict)):
+        raise InputError("round_ground_truth needs one rate for all videos", path, "leave it out")
+    return profile
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and 1e-3 <= value < 1e6
+
+
+def _is_path(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _are_strings(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+
+
+def _are_thresholds(value: object) -> bool:
+    numbers = isinstance(value, tuple) and all(type(t) in (int, float) and 0 < t <= 1 for t in value)
+    return numbers and len(value) > 0 and list(value) == sorted(set(value))
+
+
+_RULES = {
+    "train_subset": (lambda value: isinstance(value, str), "a string"),
+    "test_subset": (lambda value: isinstance(value, str), "a string"),
+    "feature_fps": (
+        lambda value: _is_number(value) or isinstance(value, dict) and all(map(_is_number, value.values())),
+        "a number of 0.001 or more, or a JSON file of such numbers {VIDEO: frames a second}",
+    ),
+    "snippet_stride": (_is_number, "a number of 0.001 or more"),
+    "tiou_thresholds": (_are_thresholds, "a list of rising numbers in (0, 1]"),
+    "rescaled": (lambda value: isinstance(value, bool), "true or false"),
+    "modalities": (lambda value: value in (None, 1, 2) and not isinstance(value, bool), "1 or 2"),
+    "excluded_videos": (_are_strings, "a list of strings"),
+    "round_ground_truth": (lambda value: isinstance(value, bool), "true or false"),
+    "proposals_root": (_is_path, "a path"),
+    "annotations": (_is_path, "a path"),
+    "features": (lambda value: value is None or _are_strings(value) and 0 < len(value) <= 2, "a path, or [RGB, flow]"),
+}
+
+
+def annotations_path(name: str, root: Path, profile: Profile) -> Path:
+    """NAME-Annotations, or the profile's, or the root's only JSON or CSV that is no profile and no proposals."""
+    if profile.annotations is not None:
+        return root / profile.annotations
+    folder = root / f"{name}-Annotations"
+    if folder.is_dir():
+        return folder
+    files = [p for p in sorted(root.iterdir()) if p.suffix.lower() in (".json", ".csv")]
+    files = [p for p in files if p.name != "dataset.json" and not p.name.startswith(("Proposals_", "."))]
+    if len(files) != 1:
+        names = ", ".join(p.name for p in files) or "no .json or .csv either"
+        raise InputError(
+            f"no annotations: found {names}", folder, "name the annotations in dataset.json; " + WHERE_FROM
+        )
+    return files[0]
+
+
+def proposals_file(name: str, profile: Profile, split: str, root: Optional[str] = None) -> Path:
+    """Proposals_NAME_{train,test}.json in the given folder, the profile's, or proposals4NAME."""
+    folder = Path(root or profile.proposals_root or f"proposals4{name}")
+    return folder / f"Proposals_{name}_{split}.json"

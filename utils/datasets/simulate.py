@@ -1,0 +1,237 @@
+"""Simulated datasets on disk, in the layout of THUMOS14: good for trying the program, worthless as a result.
+
+``make_demo`` invents a small dataset, ``simulate`` invents features (and proposals) for annotations that exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Dict, Iterator, NamedTuple, Optional, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.datasets import world
+from utils.datasets.annotations import Annotations, read_annotations, write_annotations
+from utils.datasets.profile import PROFILES, Profile, load_profile
+from utils.errors import InputError, raise_first
+from utils.files import child, write_json, write_text
+from utils.segments import Segments
+
+DEMO = "Demo"
+# the first two look alike, the next two move alike, and so on
+ALIKE = "HighJump PoleVault CliffDiving TrampolineJump TennisServe TennisForehand FrisbeeThrow DiscusThrow"
+CLASSES = tuple(ALIKE.split())
+RESCALED = 100  # snippets of every video where the profile says that features are rescaled
+NOTE = """SIMULATED. No camera has seen these videos: their features are random numbers drawn by
+utils/datasets/world.py from seed {}. Good for trying the program; a number measured on them says
+nothing about real videos.
+"""
+
+
+class Plan(NamedTuple):
+    """The videos to simulate: what is known of them and how they are sampled."""
+
+    annotations: Annotations
+    instances: Segments
+    profile: Profile
+    seed: int
+
+    def walk(self) -> Iterator[Tuple[str, float, float, int, np.ndarray, world.Events]]:
+        """(video, duration in seconds, snippets per second, T, segments [n, 2] in seconds, events) of each video."""
+        videos, duration_s, num_class = (
+            self.annotations.videos,
+            self.annotations.duration_s,
+            len(self.annotations.classes),
+        )
+        rates = self.profile.rates(videos, np.full(len(videos), RESCALED), duration_s)
+        for video, seconds, rate in zip(videos, duration_s.tolist(), rates.tolist()):
+            (segment_s, label, _), length = self.instances.of(video), max(1, int(seconds * rate + 1e-6))
+            rng = world.generator(self.seed, video, "events")
+            events = world.make_events(rng, length, segment_s * rate, label, num_class)
+            yield video, seconds, rate, length, segment_s, events
+
+
+def make_demo(
+    root: Path,
+    seed: int = 0,
+    proposals_root: Optional[Path] = None,
+    progress: bool = True,
+    videos: Tuple[int, int] = (100, 50),
+    width: int = 64,
+    dtype: str = "float16",
+) -> None:
+    """Write the dataset Demo into the new folder ``root``, its proposals into ``proposals_root`` (default: root).
+
+    videos: how many to train and to test on, of 60 to 240 snippets with 2 * ``width`` values each. ``root`` appears
+    last and whole. Raises InputError where it exists.
+    """
+    root = Path(root)
+    plan, ambiguous_s = _invent(seed, videos)
+    with new_folder(root) as folder:
+        inside = proposals_root is None or Path(proposals_root).resolve() == root.resolve()
+        write_annotations(folder / f"{DEMO}-Annotations", plan.annotations, plan.instances, ambiguous_s)
+        _write_features(folder / f"{DEMO}-I3D-JOINTFeatures", plan, width, dtype, progress)
+        _write_proposals(folder if inside else Path(proposals_root), DEMO, plan, 115)
+        if inside:
+            write_json(folder / "dataset.json", {"proposals_root": "."})
+        write_text(folder / "SIMULATED.txt", NOTE.format(seed))
+
+
+def _invent(seed: int, videos: Tuple[int, int]) -> Tuple[Plan, Dict[str, np.ndarray]]:
+    """Annotations of the dataset Demo and its ambiguous intervals."""
+    profile = PROFILES[DEMO]
+    rate = profile.snippets_per_second
+    names, subset, duration_s, segments_s, labels, ambiguous_s = [], [], [], [], [], {}
+    for split, subset_name, count in zip(("train", "test"), (profile.train_subset, profile.test_subset), videos):
+        for i in range(count):
+            video = f"demo_{split}_{i + 1:04d}"
+            rng = world.generator(seed, video, "annotations")
+            length = int(rng.integers(60, 241))
+            segments, label = world.make_instances(rng, length, len(CLASSES))
+            names.append(video)
+            subset.append(subset_name)
+            duration_s.append(round((length + rng.uniform(0.1, 0.9)) / rate, 2))
+            segments_s.append((segments / rate).round(2))
+            labels.append(label)
+            start_s = rng.uniform(0, 0.8) * length / rate
+            if split == "test" and i % 10 == 0:
+                ambiguous_s[video] = np.array([[start_s, start_s + rng.uniform(1, 5)]]).round(1)
+    weak = tuple(tuple(dict.fromkeys(label.tolist())) for label in labels)
+    annotations = Annotations(CLASSES, tuple(names), tuple(subset), np.array(duration_s), weak)
+    video_of = np.repeat(np.arange(len(names)), [len(label) for label in labels])
+    instances = Segments(CLASSES, tuple(names), video_of, np.concatenate(segments_s), np.concatenate(labels))
+    return Plan(annotations, instances, profile, seed), ambiguous_s
+
+
+def simulate(
+    source: Path,
+    out: Path,
+    width: int = 1024,
+    seed: int = 0,
+    dtype: str = "float16",
+    limit: Optional[int] = None,
+    proposals: int = 0,
+    progress: bool = True,
+    name: Optional[str] = None,
+) -> Tuple[str, Profile]:
+    """Write OUT/NAME-I3D-JOINTFeatures/VIDEO.npy [T, 2 * width], T = floor(duration * fps / stride), for the
+    annotations ``source``, and a copy of these as OUT/NAME-Annotations. Returns NAME and its profile.
+
+    name: default, that of a folder NAME-Annotations, else of ``out``. The profile is that of OUT/dataset.json, else of
+    the one beside the annotations, else the built-in one of NAME, else the default; OUT/dataset.json is written where
+    NAME does not tell it. limit: number of videos, spread over the list, such that no class loses all of its training
+    videos. proposals: mean number to simulate for each video. One video is in memory at a time. Raises InputError where
+    features exist already, a subset is empty, a duration is unknown, ``limit`` is too small for the classes, or a name
+    cannot be a file's.
+    """
+    source, out, mark = Path(source), Path(out), "-Annotations"
+    name = name or (source.name[: -len(mark)] if source.name.endswith(mark) else out.resolve().name)
+    target, features = child(out, name, mark), child(out, name, "-I3D-JOINTFeatures")
+    stated = [folder for folder in (out, source.parent) if (folder / "dataset.json").exists()]
+    profile = load_profile(name, stated[0]) if stated else PROFILES.get(name, Profile())
+    read = read_annotations(source, profile)
+    raise_first(read.problems)
+    plan = Plan(read.annotations, read.instances, profile, seed)
+    _check(plan, source, out)
+    if limit is not None:
+        plan = _limited(plan, limit, source)
+    with ExitStack() as stack:
+        folder = stack.enter_context(new_folder(features))
+        if limit is not None or not (target.exists() and target.samefile(source)):
+            ambiguous_s = {v: read.ambiguous_s[v] for v in plan.annotations.videos if v in read.ambiguous_s}
+            copy = stack.enter_context(new_folder(target))
+            write_annotations(copy, plan.annotations, plan.instances, ambiguous_s)
+        _write_features(folder, plan, width, dtype, progress)
+        write_text(folder / "SIMULATED.txt", NOTE.format(seed))
+        if proposals:
+            _write_proposals(out, name, plan, proposals)
+    if profile != PROFILES.get(name) and not (out / "dataset.json").exists():
+        fields = dataclasses.asdict(profile)
+        fields.update(annotations=None, features=None)
+        if proposals or profile.proposals_root:
+            fields["proposals_root"] = "." if proposals else str(Path(profile.proposals_root).resolve())
+        write_json(out / "dataset.json", {k: v for k, v in fields.items() if v is not None})
+    return name, profile
+
+
+def _check(plan: Plan, source: Path, out: Path) -> None:
+    """Raise InputError for annotations that nothing can be simulated for."""
+    annotations = plan.annotations
+    for subset in (plan.profile.train_subset, plan.profile.test_subset):
+        if not len(annotations.of(subset)):
+            todo = (
+                f"subsets are {sorted(set(annotations.subset))}: choose --name of {', '.join(PROFILES)}, or write them"
+            )
+            raise InputError(f"no video in subset {subset!r}", source, f"{todo} into {out / 'dataset.json'}")
+    unknown = np.flatnonzero(~(np.isfinite(annotations.duration_s) & (annotations.duration_s > 0)))
+    if len(unknown):
+        where = f"{source}, {annotations.videos[unknown[0]]}"
+        raise InputError(f"{len(unknown)} videos without a duration", where, "add the durations in seconds")
+
+
+def _limited(plan: Plan, limit: int, source: Path) -> Plan:
+    """The plan for ``limit`` videos: one to test on, one to train on for every class that has any, the rest spread."""
+    full = plan.annotations
+    train, test = (full.of(subset) for subset in (plan.profile.train_subset, plan.profile.test_subset))
+    kept, seen = [int(test[0])], set()
+    for i in train.tolist():
+        if not seen.issuperset(full.labels[i]):
+            kept.append(i)
+            seen.update(full.labels[i])
+    if limit < len(kept):
+        what = f"--limit {limit} leaves a class without a training video"
+        raise InputError(what, source, f"give {len(kept)} or more")
+    others = np.setdiff1d(np.concatenate([train, test]), kept)
+    more = min(limit - len(kept), len(others))
+    kept = np.sort(np.concatenate([kept, others[np.linspace(0, len(others) - 1, more).round().astype(np.int64)]]))
+    videos, subset, labels = (tuple(x[i] for i in kept) for x in (full.videos, full.subset, full.labels))
+    annotations = Annotations(full.classes, videos, subset, full.duration_s[kept], labels)
+    return plan._replace(annotations=annotations, instances=plan.instances.keep(videos))
+
+
+def _write_features(folder: Path, plan: Plan, width: int, dtype: str, progress: bool) -> None:
+    """Write FOLDER/VIDEO.npy, ``dtype`` [T, 2 * width], for every video of the plan."""
+    shared = world.make_world(plan.seed, len(plan.annotations.classes), width)
+    folder.mkdir(parents=True, exist_ok=True)
+    count, quiet = len(plan.annotations.videos), None if progress else True
+    bar = tqdm(plan.walk(), "simulating features", count, unit="video", disable=quiet)
+    for video, _, _, length, _, events in bar:
+        features = world.make_features(world.generator(plan.seed, video, "features"), length, events, shared)
+        np.save(child(folder, video, ".npy"), features.astype(dtype))
+
+
+def _write_proposals(folder: Path, name: str, plan: Plan, mean_count: int) -> None:
+    """Write FOLDER/Proposals_NAME_{train,test}.json with 0.7 to 1.3 times ``mean_count`` proposals a video."""
+    splits: Dict[str, Dict] = {plan.profile.train_subset: {}, plan.profile.test_subset: {}}
+    for subset, (video, duration_s, rate, _, segments_s, events) in zip(plan.annotations.subset, plan.walk()):
+        if subset in splits:
+            rng = world.generator(plan.seed, video, "proposals")
+            distractors_s = np.stack([events.start, events.end], axis=1)[events.distractor] / rate
+            count = max(1, int(rng.integers(round(0.7 * mean_count), round(1.3 * mean_count) + 1)))
+            boxes = world.make_proposals(rng, duration_s, segments_s, distractors_s, count, 1 / rate)
+            splits[subset][video] = [{"segment": box, "label": "", "score": 0.0} for box in boxes.tolist()]
+    for split, results in zip(("train", "test"), splits.values()):
+        write_json(folder / f"Proposals_{name}_{split}.json", {"version": "simulated", "results": results})
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` to write into; it takes that name when the block ends without an error.
+
+    Raises InputError where ``path`` exists; an empty folder may.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError("exists already", path, "remove it or choose another place")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
