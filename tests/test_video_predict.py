@@ -1,0 +1,122 @@
+"""Prediction from videos: their features are made first, features.json says the rate, and timelines are drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main
+import proposals
+from eval.inference import TRAINED_WITH
+from model import SEAL, save_model
+from options import parse
+from tests import tiny
+from tests.outcome import outcome, refused
+from tests.runs import read
+from tests.video_files import make_video
+from utils.datasets.profile import load_profile
+from utils.run.experiment import plain
+from utils.tools import check, extract
+from utils.video.i3d import I3D
+
+RATE = {"feature_fps": 25, "snippet_stride": 16, "modalities": 1}
+OPTIONS = plain(parse(["--run_type", "train"], ("sme", "pc", "sc")))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Random weights of I3D for RGB, batch norm of no effect."""
+    torch.manual_seed(0)
+    state, path = {}, tmp_path_factory.mktemp("weights") / "rgb.pt"
+    for name, value in I3D(3).state_dict().items():
+        unit, part = name.split(".conv3d.")
+        ones = torch.ones(len(value))
+        norm = {"weight": ones, "running_mean": 0 * ones, "running_var": ones, "bias": 0 * ones}
+        state.update({name: value} if part == "weight" else {f"{unit}.bn.{key}": x for key, x in norm.items()})
+    head = {"logits.conv3d.weight": torch.rand(5, 1024, 1, 1, 1), "logits.conv3d.bias": torch.zeros(5)}
+    torch.save({**state, **head}, path)
+    return path
+
+
+def checkpoint(path: Path, width: int = 1024) -> Path:
+    info = {"classes": ["jump", "throw"], **RATE, "epoch": 1, "options": {n: OPTIONS[n] for n in TRAINED_WITH}}
+    save_model(path, SEAL(width, 2, 0.5, 0), info)
+    return path
+
+
+def predict(folder: Path, model: Path, *more):
+    words = ["--run_type", "predict", "--pretrained_ckpt", model, "--exp_dir", folder / "out", "--device", "cpu"]
+    return outcome(main.main, [*words, *more])
+
+
+def test_from_videos_to_pictures(weights, tmp_path):
+    for name in ("av", "cv2"):
+        pytest.importorskip(name, reason="PyAV and OpenCV (requirements-video.txt) are not installed")
+    (tmp_path / "videos").mkdir()
+    for name, frames in (("a", 64), ("b", 16)):
+        make_video(tmp_path / "videos" / f"{name}.mp4", frames)
+    (tmp_path / "videos" / "page.mp4").write_text("<html>not found</html>")
+    model = checkpoint(tmp_path / "m.pkl")
+    words = ["--videos", tmp_path / "videos", "--rgb_weights", weights, "--proposals", "windows"]
+    done = predict(tmp_path, model, *words, "--features_out", tmp_path / "f")
+    assert done.status == 2 and "page is left out" in done.errors[0] and "25 frames a second" in done.log
+    found = read(tmp_path / "out", "detections")["results"]
+    assert list(found) == ["a", "b"] and max(d["segment"][1] for d in found["a"]) <= 2.56
+    assert sorted(p.name for p in (tmp_path / "out" / "timelines").iterdir()) == ["a.png", "b.png"]
+    words[1] = tmp_path / "videos" / "b.mp4"  # of what is there, only what is asked for
+    done = predict(tmp_path, model, *words, "--features_out", tmp_path / "f")
+    assert done.status == 0 and "1 of 1 videos have their features already" in done.log and "left out" not in done.log
+    assert [p.name for p in (tmp_path / "out" / "timelines").iterdir()] == ["b.png"]
+    done = outcome(proposals.main, ["windows", "--features", tmp_path / "f", "--output", tmp_path / "p.json"])
+    assert "of 2 videos" in done.out
+    assert predict(tmp_path, model, *words[:-1], tmp_path / "p.json").status == 0
+    assert list(read(tmp_path / "out", "detections")["results"]) == ["b"]
+    how = ["--videos", words[1], "--out", tmp_path / "f", "--rgb_weights", weights, "--device", "cpu"]
+    done = outcome(extract.main, [*how, "--classes", "2", "--attention", model])
+    assert done.status == 0 and (tmp_path / "f" / "classes" / "b.png").stat().st_size > 1000
+    values = extract.attention(model, tmp_path / "f", ["a", "b"])
+    assert {name: x.shape for name, x in values.items()} == {"a": (4,), "b": (1,)}
+    assert all(((x > 0) & (x < 1)).all() for x in values.values())
+    refused(outcome(extract.main, [*how, "--attention", model]), "--attention without --classes")
+
+
+def test_a_model_of_other_features_is_refused_before_the_work(tmp_path):
+    line = ["--videos", tmp_path, "--proposals", "windows"]
+    refused(predict(tmp_path, checkpoint(tmp_path / "m.pkl", 2048), *line), "width 2048", "1024", "--flow_weights")
+    refused(predict(tmp_path, checkpoint(tmp_path / "n.pkl"), *line[:-1], tmp_path / "no.json"), "no.json")
+    refused(predict(tmp_path, tmp_path / "n.pkl", *line, "--features", tmp_path), "one of them")
+    line = ["--features", tmp_path, *line[2:], "--features_out", tmp_path]
+    refused(predict(tmp_path, tmp_path / "n.pkl", *line), "go with --videos")
+
+
+def test_the_rate_is_said_beside_the_features(tmp_path):
+    model, folder = checkpoint(tmp_path / "m.pkl"), tmp_path / "f"
+    folder.mkdir()
+    np.save(folder / "v.npy", np.ones((8, 1024), np.float32))
+    words = ["--features", folder, "--proposals", "windows"]
+    (folder / "features.json").write_text(json.dumps({**RATE, "feature_fps": 50}))
+    done = predict(tmp_path, model, *words)
+    assert done.status == 0 and "50 frames a second" in done.log and "trained at 25 and 16" in done.log
+    done = predict(tmp_path, model, *words, "--feature_fps", "10")
+    assert "10 frames a second" in done.log and "says feature_fps 50: the command line says otherwise" in done.log
+    (folder / "features.json").write_text(json.dumps({**RATE, "modalities": 2}))
+    refused(predict(tmp_path, model, *words), "features of 2 streams for a checkpoint of 1")
+    (folder / "features.json").write_text('{"feature_fps": "fast"}')
+    refused(predict(tmp_path, model, *words), "features.json", "feature_fps")
+
+
+def test_a_dataset_takes_what_it_does_not_state_from_beside_its_features(tmp_path):
+    root = tiny.write(tmp_path / "tiny")
+    (root / "Tiny-I3D-JOINTFeatures" / "features.json").write_text(json.dumps({**RATE, "feature_fps": 30}))
+    profile = load_profile("Tiny", root)
+    assert (profile.feature_fps, profile.snippet_stride, profile.modalities) == (30, 16, 1)
+    command = ["--dataset_name", "Tiny", "--dataset_root", root]
+    assert "30 frames a second" in outcome(check.main, command).out
+    (root / "dataset.json").write_text('{"proposals_root": ".", "feature_fps": 25}')
+    assert load_profile("Tiny", root).feature_fps == 25
+    (line,) = [x for x in outcome(check.main, command).out.splitlines() if "features.json" in x]
+    assert line.startswith("note") and "says feature_fps 30: dataset.json says otherwise, and holds" in line
