@@ -37,8 +37,8 @@ def weights(tmp_path_factory) -> Path:
         ones = torch.ones(len(value))
         norm = {"weight": ones, "running_mean": 0 * ones, "running_var": ones, "bias": 0 * ones}
         state.update({name: value} if part == "weight" else {f"{unit}.bn.{key}": x for key, x in norm.items()})
-    head = {"logits.conv3d.weight": torch.rand(5, 1024, 1, 1, 1), "logits.conv3d.bias": torch.zeros(5)}
-    torch.save({**state, **head}, path)
+    state.update({"logits.conv3d.weight": torch.rand(5, 1024, 1, 1, 1), "logits.conv3d.bias": torch.zeros(5)})
+    torch.save(state, path)
     return path
 
 
@@ -57,8 +57,8 @@ def test_from_videos_to_pictures(weights, tmp_path):
     for name in ("av", "cv2"):
         pytest.importorskip(name, reason="PyAV and OpenCV (requirements-video.txt) are not installed")
     (tmp_path / "videos").mkdir()
-    for name, frames in (("a", 64), ("b", 16)):
-        make_video(tmp_path / "videos" / f"{name}.mp4", frames)
+    make_video(tmp_path / "videos" / "a.mp4", 64)
+    make_video(tmp_path / "videos" / "b.mp4", 16)
     (tmp_path / "videos" / "page.mp4").write_text("<html>not found</html>")
     model = checkpoint(tmp_path / "m.pkl")
     words = ["--videos", tmp_path / "videos", "--rgb_weights", weights, "--proposals", "windows"]
@@ -66,21 +66,20 @@ def test_from_videos_to_pictures(weights, tmp_path):
     assert done.status == 2 and "page is left out" in done.errors[0] and "25 frames a second" in done.log
     found = read(tmp_path / "out", "detections")["results"]
     assert list(found) == ["a", "b"] and max(d["segment"][1] for d in found["a"]) <= 2.56
-    assert sorted(p.name for p in (tmp_path / "out" / "timelines").iterdir()) == ["a.png", "b.png"]
+    assert len(list((tmp_path / "out" / "timelines").glob("[ab].png"))) == 2
     words[1] = tmp_path / "videos" / "b.mp4"  # of what is there, only what is asked for
     done = predict(tmp_path, model, *words, "--features_out", tmp_path / "f")
     assert done.status == 0 and "1 of 1 videos have their features already" in done.log and "left out" not in done.log
     assert [p.name for p in (tmp_path / "out" / "timelines").iterdir()] == ["b.png"]
-    done = outcome(proposals.main, ["windows", "--features", tmp_path / "f", "--output", tmp_path / "p.json"])
-    assert "of 2 videos" in done.out
+    how = ["windows", "--features", tmp_path / "f", "--output", tmp_path / "p.json"]
+    assert "of 2 videos" in outcome(proposals.main, how).out
     assert predict(tmp_path, model, *words[:-1], tmp_path / "p.json").status == 0
     assert list(read(tmp_path / "out", "detections")["results"]) == ["b"]
     how = ["--videos", words[1], "--out", tmp_path / "f", "--rgb_weights", weights, "--device", "cpu"]
     done = outcome(extract.main, [*how, "--classes", "2", "--attention", model])
     assert done.status == 0 and (tmp_path / "f" / "classes" / "b.png").stat().st_size > 1000
-    values = extract.attention(model, tmp_path / "f", ["a", "b"])
-    assert {name: x.shape for name, x in values.items()} == {"a": (4,), "b": (1,)}
-    assert all(((x > 0) & (x < 1)).all() for x in values.values())
+    values = list(extract.attention(model, tmp_path / "f", ["a", "b"]).values())
+    assert [x.shape for x in values] == [(4,), (1,)] and all(((x > 0) & (x < 1)).all() for x in values)
     refused(outcome(extract.main, [*how, "--attention", model]), "--attention without --classes")
 
 
@@ -89,8 +88,7 @@ def test_a_model_of_other_features_is_refused_before_the_work(tmp_path):
     refused(predict(tmp_path, checkpoint(tmp_path / "m.pkl", 2048), *line), "width 2048", "1024", "--flow_weights")
     refused(predict(tmp_path, checkpoint(tmp_path / "n.pkl"), *line[:-1], tmp_path / "no.json"), "no.json")
     refused(predict(tmp_path, tmp_path / "n.pkl", *line, "--features", tmp_path), "one of them")
-    line = ["--features", tmp_path, *line[2:], "--features_out", tmp_path]
-    refused(predict(tmp_path, tmp_path / "n.pkl", *line), "go with --videos")
+    refused(predict(tmp_path, tmp_path / "n.pkl", "--features", *line[1:], "--features_out", "o"), "go with --videos")
 
 
 def test_the_rate_is_said_beside_the_features(tmp_path):
