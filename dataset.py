@@ -128,7 +128,7 @@ def weak_labels(source: Source, split: str) -> Tuple[Tuple[str, ...], np.ndarray
 def load_dataset(args: Options, splits: Sequence[str] = ("train", "test")) -> Dataset:
     """The dataset that the options name, with these splits; the demo is made on first use. Raises InputError."""
     if args.dataset_name == "Demo":
-        _demo(args)
+        ready_demo(args.dataset_root, args.proposals_root)
     source = open_source(args.dataset_name, args.dataset_root, args.num_class, args.feature_size)
     profile, annotations = source.profile, source.annotations
     if "train" in splits and not len(annotations.of(profile.test_subset)):
@@ -142,17 +142,18 @@ def load_dataset(args: Options, splits: Sequence[str] = ("train", "test")) -> Da
     return Dataset(source.name, profile, annotations.classes, train, test, truth, source.ambiguous_s, simulated)
 
 
-def _demo(args: Options) -> None:
-    root = dataset_root("Demo", args.dataset_root)
+def ready_demo(dataset: Optional[str], proposals: Optional[str] = None) -> None:
+    """Make the Demo and its proposals in these folders (None: the usual ones), unless it is there."""
+    root = dataset_root("Demo", dataset)
     root.parent.mkdir(parents=True, exist_ok=True)
     with locked(root.parent / ".Demo.lock"):
         profile = load_profile("Demo", root) if root.exists() else PROFILES["Demo"]
-        proposals = proposals_file("Demo", profile, "train", args.proposals_root)
+        path = proposals_file("Demo", profile, "train", proposals)
         if not root.exists():
             log(f"making the Demo dataset in {root}: simulated features, to try the program, not for results")
-            make_demo(root, proposals_root=proposals.parent)
-        elif not proposals.exists():
-            raise InputError("the Demo without its proposals", proposals, f"delete {root}: both are then made again")
+            make_demo(root, proposals_root=path.parent)
+        elif not path.exists():
+            raise InputError("the Demo without its proposals", path, f"delete {root}: both are then made again")
 
 
 def _split(source: Source, split: str, args: Options) -> Split:
@@ -162,17 +163,8 @@ def _split(source: Source, split: str, args: Options) -> Split:
     signature = features.signature(videos)
     cache_dir = None if args.no_cache else Path(args.cache_dir)
     num_snippets = _lengths(source, split, videos, signature, cache_dir)
+    rate, length_s = timing(source, split, videos, num_snippets, args.ignore_rate)
     duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
-    stated_s = np.asarray([duration_s[v] for v in videos])
-    fit = check_rate(videos, num_snippets, stated_s, profile)
-    if fit and fit.problem and not args.ignore_rate:
-        problem = fit.problem
-        raise InputError(problem.what, problem.where, f"{problem.todo}; --ignore_rate goes on")
-    if fit and fit.off:
-        text = f"{len(fit.off)} of {len(videos)} {split} videos have features of another length than their duration"
-        log(f"{text}: {some(fit.off, 3)}; python -m utils.tools.check says more")
-    rate = profile.rates(videos, num_snippets, stated_s)
-    length_s = np.where(np.isfinite(stated_s), stated_s, (num_snippets + 1) / rate)  # a partial snippet has no row
     mine = source.instances.keep(videos)
     raise_first([check_units(mine.segment_s, length_s[mine.video], f"{split} instances", source.name)])
     path = proposals_file(source.name, profile, split, args.proposals_root)
@@ -197,6 +189,27 @@ def _split(source: Source, split: str, args: Options) -> Split:
         log(line)
     hashes = {"features": signature, "proposals": file_hash(path)}
     return Split(videos, labels, proposals, num_snippets, length_s, rate, rows, hashes)
+
+
+def timing(
+    source: Source, split: str, videos: Sequence[str], num_snippets: np.ndarray, ignore_rate: bool
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Snippets per second and length in seconds, float64 [V] each; InputError where the features do not fit the rate.
+
+    num_snippets: T of each video, int64 [V].
+    """
+    annotations, profile = source.annotations, source.profile
+    duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
+    stated_s = np.asarray([duration_s[v] for v in videos])
+    fit = check_rate(videos, num_snippets, stated_s, profile)
+    if fit and fit.problem and not ignore_rate:
+        problem = fit.problem
+        raise InputError(problem.what, problem.where, f"{problem.todo}; --ignore_rate goes on")
+    if fit and fit.off:
+        text = f"{len(fit.off)} of {len(videos)} {split} videos have features of another length than their duration"
+        log(f"{text}: {some(fit.off, 3)}; python -m utils.tools.check says more")
+    rate = profile.rates(videos, num_snippets, stated_s)
+    return rate, np.where(np.isfinite(stated_s), stated_s, (num_snippets + 1) / rate)  # a partial snippet has no row
 
 
 def _lengths(

@@ -99,6 +99,8 @@ OPTIONS = {
         Option("flow_weights", str, None, "with --videos: and for optical flow (default: no flow)", "", "FILE"),
         Option("proposals", str, None, "predict: proposals of these videos, seconds; or windows: windows of 2, 4, 8 … "
                "snippets, each half a window after the one before", "", "FILE"),
+        Option("proposals_ckpt", str, None, "predict: instead of --proposals, checkpoint of the proposal maker (python "
+               "proposals.py make) that makes them", "", "FILE"),
         Option("feature_fps", POSITIVE, None, "predict: frames a second (default: as features.json beside the "
                "features says, else the checkpoint's)"),
         Option("snippet_stride", POSITIVE, None, "predict: frames a snippet (default: likewise)"),
@@ -238,13 +240,12 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
     found = vars(p.parse_args(argv))
     recipe = RECIPES[found["recipe"]]._asdict()
     args = Options(**{**found, **{name: v for name, v in recipe.items() if found[name] is None}})
-    needs = {"test": ("pretrained_ckpt",), "predict": ("pretrained_ckpt", "proposals")}
-    for name in needs.get(args.run_type, ()):
-        if not getattr(args, name):
-            p.error(f"--run_type {args.run_type} needs --{name}")
+    if args.run_type != "train" and not args.pretrained_ckpt:
+        p.error(f"--run_type {args.run_type} needs --pretrained_ckpt")
     belongs = {"seeds": ("train",), "resume": ("train",), "pretrained_ckpt": ("test", "predict")}
     of_videos = ("features_out", "rgb_weights", "flow_weights")
-    of_predict = ("features", "videos", "proposals", "feature_fps", "snippet_stride", *of_videos)
+    one_of = (("features", "videos"), ("proposals", "proposals_ckpt"))  # of predict
+    of_predict = (*one_of[0], *one_of[1], "feature_fps", "snippet_stride", *of_videos)
     belongs.update({name: ("predict",) for name in of_predict})
     for name, run_types in belongs.items():
         if getattr(args, name) and args.run_type not in run_types:
@@ -255,9 +256,12 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
         (args.roi_size % 6, f"argument --roi_size: {args.roi_size} is no multiple of 6"),
         (args.seeds and len(set(args.seeds)) != len(args.seeds), "argument --seeds: duplicate seed"),
         (args.seeds and args.seed != p.get_default("seed"), "argument --seeds: not beside --seed"),
-        (
-            args.run_type == "predict" and bool(args.features) == bool(args.videos),
-            "--run_type predict needs --features or --videos, one of them",
+        *(
+            (
+                args.run_type == "predict" and bool(getattr(args, a)) == bool(getattr(args, b)),
+                f"--run_type predict needs --{a} or --{b}, one of them",
+            )
+            for a, b in one_of
         ),
         (not args.videos and any(getattr(args, n) for n in of_videos), f"--{', --'.join(of_videos)} go with --videos"),
         (args.features and len(args.features) > 2, "argument --features: one folder, or one of RGB and one of flow"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple, Sequence, Tuple
 
 import numpy as np
+import pandas as pd
 
 PAIRS_AT_ONCE = 2_000_000  # pairs of a detection and an instance compared at once
 
@@ -25,10 +26,7 @@ class Columns(NamedTuple):
 def average_precision(
     truth: Columns, found: Columns, score: np.ndarray, num_class: int, tious: Sequence[float]
 ) -> np.ndarray:
-    """Interpolated AP, float64 [len(tious), num_class], fractions; NaN for a class without instances.
-
-    Arguments, conventions and errors as in ``match``.
-    """
+    """Interpolated AP, float64 [len(tious), num_class], fractions; NaN for a class without instances. See ``match``."""
     _, rank = match(truth, found, score, num_class, tious)
     positives = np.bincount(truth.label, minlength=num_class)
     precision = interpolated(hits(rank, truth.label, num_class))
@@ -48,19 +46,16 @@ def match(
     not fit, thresholds outside (0, 1] and NaN.
     """
     tious = np.asarray(tious, dtype=np.float64)
-    if tious.ndim != 1 or not ((tious > 0) & (tious <= 1)).all():
+    if not ((tious > 0) & (tious <= 1)).all():
         raise ValueError(f"tIoU thresholds {tious} are not in (0, 1]")
-    for name, part in (("truth", truth), ("found", found)):
-        n = len(part.label)
-        if part.segment.shape != (n, 2) or part.video.shape != (n,) or np.isnan(part.segment).any():
-            raise ValueError(f"{name}: shapes do not fit, or a time is NaN")
-        if n and not (0 <= part.label.min() and part.label.max() < num_class):
-            raise ValueError(f"{name}: a label is outside 0 … {num_class - 1}")
-    if score.shape != found.label.shape or np.isnan(score).any():
+    for video, segment, label in (truth, found):
+        if segment.shape != (len(label), 2) or len(video) != len(label) or np.isnan(segment).any():
+            raise ValueError("columns do not fit, or a time is NaN")
+        if not ((label >= 0) & (label < num_class)).all():
+            raise ValueError(f"a label is outside 0 … {num_class - 1}")
+    if len(score) != len(found.label) or np.isnan(score).any():
         raise ValueError("one score for each detection, none NaN")
     order = np.lexsort((-score, found.label))  # stable
-    if not len(tious) or not len(truth.label):
-        return order, np.full((len(tious), len(truth.label)), np.inf)
     found = Columns(*(column[order] for column in found))
     taker = _stable_matching(truth, found, tious)
     begin = np.searchsorted(found.label, np.arange(num_class))
@@ -72,14 +67,10 @@ def hits(rank: np.ndarray, label: np.ndarray, num_class: int) -> np.ndarray:
 
     rank: float64 [T, G] as from ``match``; label: int64 [G], class of each instance.
     """
-    number = np.bincount(label, minlength=num_class)
-    place = np.argsort(label, kind="stable")
-    slot = np.empty(len(place), dtype=np.int64)
-    slot[place] = np.arange(len(place)) - (np.cumsum(number) - number)[label[place]]
-    found = np.full((len(rank), num_class, number.max(initial=0)), np.inf)
+    slot = pd.Series(label).groupby(label).cumcount().to_numpy()  # instances of the class before this one
+    found = np.full((len(rank), num_class, slot.max(initial=-1) + 1), np.inf)
     found[:, label, slot] = rank
-    found.sort(axis=2)
-    return found
+    return np.sort(found, axis=2)
 
 
 def interpolated(hits: np.ndarray, weight: object = 1.0) -> np.ndarray:

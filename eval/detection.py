@@ -6,12 +6,13 @@ import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 if __name__ == "__main__":  # python eval/detection.py finds the project as python -m eval.detection does
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import pandas as pd
 
 from eval.average_precision import Columns, average_precision
 from options import Parser
@@ -28,7 +29,16 @@ PROTOCOLS = {
     "exact210": "exact, without video_test_0000270 and video_test_0001496 (LAC)",
 }
 NOT_IN_210 = ("video_test_0000270", "video_test_0001496")
-AVERAGES = ((0.1, 0.5), (0.3, 0.7), (0.1, 0.7))  # of THUMOS14; other thresholds get one average over all
+AVERAGES = ("0.1:0.5", "0.3:0.7", "0.1:0.7")  # of THUMOS14; other thresholds get one average over all
+ABOUT = """Score a detections file, from any method, against a dataset's instances. No features are needed.
+
+FILE.json: {"results": {VIDEO: [{"segment": [start_s, end_s], "label": CLASS, "score": number}, …]}}
+
+Per class, detections by falling score each take the free instance of their video with the highest tIoU, if that
+reaches the threshold; average precision is interpolated; mAP is the mean over the classes with instances.
+
+protocols (they differ by more than a point, so name yours):
+""" + "\n".join(f"  {name:9} {text}" for name, text in PROTOCOLS.items())
 
 
 def default_protocol(profile: Profile) -> str:
@@ -44,27 +54,18 @@ def evaluate_detections(
     ``wtal`` compares in snippets, instances rounded to whole ones, where the profile's ``round_ground_truth`` is true;
     elsewhere it is the same as ``exact``. Detections in videos and of classes that the truth does not have are ignored.
     Returns {"protocol", "videos": how many, "tiou", "mAP", "AP": {class: [fraction per threshold]}, "average"} and,
-    where instances are rounded, "rounding" as from ``rounding``. A class without instances has no AP and no part in the
-    mean, and without any, mAP and averages are None. Raises ValueError for an unknown protocol.
+    where instances are rounded, "rounding": {"instances": how many, "emptied": how many lose their length, "perfect":
+    average of a detector that finds each exactly}. A class without instances has no AP and no part in the mean, and
+    without any, mAP and averages are None. Raises ValueError for an unknown protocol.
     """
     truth = in_protocol(truth, protocol)
     metrics = {"protocol": protocol, "videos": len(truth.videos), **_score(truth, found, profile, protocol)}
     if protocol == "wtal" and profile.round_ground_truth:
-        metrics["rounding"] = rounding(truth, profile)
+        rounded = comparable(truth, truth, profile, protocol)[0].segment
+        emptied = (rounded[:, 0] == rounded[:, 1]) & (truth.segment_s[:, 0] < truth.segment_s[:, 1])
+        perfect = _score(truth, truth, profile, protocol)["average"]  # without scores, all count alike
+        metrics["rounding"] = {"instances": len(emptied), "emptied": int(emptied.sum()), "perfect": perfect}
     return metrics
-
-
-def rounding(truth: Segments, profile: Profile) -> Dict[str, object]:
-    """What rounding to whole snippets costs.
-
-    {"instances": how many, "emptied": how many of them lose their length, "perfect": {span: average mAP of a detector
-    that finds each instance exactly}}. For profiles with one rate.
-    """
-    rounded = comparable(truth, truth, profile, "wtal").truth.segment
-    emptied = (rounded[:, 0] == rounded[:, 1]) & (truth.segment_s[:, 0] < truth.segment_s[:, 1])
-    perfect = replace(truth, score=np.ones(len(truth.video)))
-    average = _score(truth, perfect, profile, "wtal")["average"]
-    return {"instances": len(truth.video), "emptied": int(emptied.sum()), "perfect": average}
 
 
 def in_protocol(truth: Segments, protocol: str) -> Segments:
@@ -74,32 +75,21 @@ def in_protocol(truth: Segments, protocol: str) -> Segments:
     return truth.keep([v for v in truth.videos if v not in NOT_IN_210]) if protocol == "exact210" else truth
 
 
-class Comparable(NamedTuple):
-    """Instances and detections with the truth's numbers of videos and classes, in the unit of time of a protocol."""
-
-    truth: Columns
-    found: Columns
-    score: np.ndarray  # of the detections
-
-
-def comparable(truth: Segments, found: Segments, profile: Profile, protocol: str) -> Comparable:
-    """Bring both into the protocol's unit; detections of unknown videos and classes are left out."""
-    video = _places(found.videos, truth.videos)[found.video]
-    label = _places(found.classes, truth.classes)[found.label]
+def comparable(
+    truth: Segments, found: Segments, profile: Profile, protocol: str
+) -> Tuple[Columns, Columns, np.ndarray]:
+    """Instances, detections and their scores with the truth's numbers of videos and classes, in the protocol's unit of
+    time; detections of unknown videos and classes are left out."""
+    video = pd.Index(truth.videos).get_indexer(found.videos)[found.video]  # -1: not there
+    label = pd.Index(truth.classes).get_indexer(found.classes)[found.label]
     known = (video >= 0) & (label >= 0)
     score = np.ones(len(known)) if found.score is None else found.score
     instances, segment = truth.segment_s, found.segment_s[known]
-    if protocol == "wtal" and profile.round_ground_truth:
-        rate = profile.rates(truth.videos, np.zeros(len(truth.videos)), np.full(len(truth.videos), np.nan))[:, None]
-        instances, segment = np.round(instances * rate[truth.video]), to_snippets(segment, rate[video[known]])
+    if protocol == "wtal" and profile.round_ground_truth:  # and so the profile has one rate
+        rate = profile.snippets_per_second
+        instances, segment = np.round(instances * rate), to_snippets(segment, rate)
     detections = Columns(video[known], segment, label[known])
-    return Comparable(Columns(truth.video, instances, truth.label), detections, score[known])
-
-
-def _places(names: Sequence[str], among: Sequence[str]) -> np.ndarray:
-    """Index of every name in another list of names, -1 where it is not there."""
-    place = {name: i for i, name in enumerate(among)}
-    return np.asarray([place.get(name, -1) for name in names], dtype=np.int64)
+    return Columns(truth.video, instances, truth.label), detections, score[known]
 
 
 def _score(truth: Segments, found: Segments, profile: Profile, protocol: str) -> Dict[str, object]:
@@ -108,7 +98,7 @@ def _score(truth: Segments, found: Segments, profile: Profile, protocol: str) ->
     scored = ~np.isnan(ap).all(axis=0)
     mean = ap[:, scored].mean(axis=1) if scored.any() else None
     thumos = len(tious) == len(THUMOS_TIOU) and np.allclose(tious, THUMOS_TIOU)
-    spans = [f"{low:g}:{high:g}" for low, high in (AVERAGES if thumos else ((tious[0], tious[-1]),))]
+    spans = AVERAGES if thumos else (f"{tious[0]:g}:{tious[-1]:g}",)
     return {
         "tiou": tious,
         "mAP": [None] * len(tious) if mean is None else mean.tolist(),
@@ -125,18 +115,14 @@ def within(tious: Sequence[float], span: str) -> np.ndarray:
 
 def detection_table(metrics: Dict, per_class: bool = False) -> str:
     """mAP in percent at every threshold and on average; the protocol, the videos and the cost of rounding are named."""
-
-    def cells(name: str, values: Sequence[Optional[float]]) -> List[str]:
-        return [name] + ["-" if v is None else f"{100 * v:.2f}" for v in values]
-
-    spans = list(metrics["average"])
-    rows = [["tIoU"] + [f"{t:g}" for t in metrics["tiou"]] + [f"avg {span}" for span in spans]]
-    rows.append(cells("mAP (%)", metrics["mAP"] + list(metrics["average"].values())))
-    for name, values in sorted(metrics["AP"].items()) if per_class else ():
-        averages = [float(np.mean(np.asarray(values)[within(metrics["tiou"], span)])) for span in spans]
-        rows.append(cells(name, values + averages))
+    tious, average = metrics["tiou"], metrics["average"]
+    rows = {"mAP (%)": [*metrics["mAP"], *average.values()]}
+    for name, ap in sorted(metrics["AP"].items()) if per_class else ():
+        rows[name] = [*ap, *(np.asarray(ap)[within(tious, span)].mean() for span in average)]
+    lines = [["tIoU", *(f"{t:g}" for t in tious), *(f"avg {span}" for span in average)]]
+    lines += [[name, *("-" if v is None else f"{100 * v:.2f}" for v in values)] for name, values in rows.items()]
     head = f"protocol {metrics['protocol']}: {PROTOCOLS[metrics['protocol']]}; {metrics['videos']} videos"
-    return "\n".join([head, *rounding_lines(metrics), *aligned(rows)])
+    return "\n".join([head, *rounding_lines(metrics), *aligned(lines)])
 
 
 def add_data_options(parser: Parser) -> None:
@@ -147,16 +133,13 @@ def add_data_options(parser: Parser) -> None:
     parser.add_argument("--subset", metavar="S", help="part of the dataset (default: its test subset)")
     text = "default: wtal where the dataset's profile rounds instances (Thumos14reduced, Demo), else exact"
     parser.add_argument("--protocol", choices=list(PROTOCOLS), help=text)
-    parser.add_argument(
-        "--allow_empty", action="store_true", help="score even a file without a single usable detection"
-    )
+    text = "score even a file without a single usable detection"
+    parser.add_argument("--allow_empty", action="store_true", help=text)
 
 
 def read_truth(name: str, root: Path, profile: Profile, subset: str) -> Tuple[Annotations, Segments]:
     """The annotations, and the instances of one subset without the profile's excluded videos; prints notes.
-
-    Raises InputError for what is wrong with the annotations, and for times that cannot be seconds.
-    """
+    Raises InputError for what is wrong with the annotations, and for times that cannot be seconds."""
     path = annotations_path(name, root, profile)
     annotations, instances, _, problems, notes = read_annotations(path, profile)
     raise_first(problems)
@@ -166,7 +149,8 @@ def read_truth(name: str, root: Path, profile: Profile, subset: str) -> Tuple[An
         raise InputError(f"no video in subset {subset!r}", path, f"subsets are {subsets}")
     truth = instances.keep([v for v in videos if v not in profile.excluded_videos])
     _check_units(truth, annotations, "instances", path)
-    print(*notes, sep="\n", end="\n" if notes else "")
+    for note in notes:
+        print(note)
     return annotations, truth
 
 
@@ -178,54 +162,35 @@ def read_data(args: Namespace) -> Tuple[Profile, Annotations, Segments, Segments
     document = load_json(args.detections, todo="give the JSON file of detections")
     found, unknown = Segments.from_json(document, truth.classes, args.detections)
     found = replace(found, videos=tuple(spelled(found.videos, set(annotations.videos), args.detections).values()))
-    notes = []
-    if unknown:
-        text = f"{sum(unknown.values()):,} detections have labels outside the class list and are not scored"
-        notes.append(f"{text}: {some(sorted(unknown))}")
-    outside = np.flatnonzero(_places(found.videos, truth.videos) < 0)
-    strangers = np.isin(found.video, outside)
-    if len(outside):
-        text = f"{strangers.sum():,} detections in {len(outside)} videos outside the subset are not scored"
-        notes.append(f"{text}: {some([found.videos[v] for v in outside])}")
-    if strangers.all() and not args.allow_empty:  # also where there is none
+    inside = found.keep(truth.videos)
+    outside = [video for video in found.videos if video not in inside.videos]
+    silent = len(truth.videos) - len(np.unique(inside.video))
+    labels = f"{sum(unknown.values()):,} detections have labels outside the class list and are not scored"
+    strangers = f"{len(found.video) - len(inside.video):,} detections in {len(outside)} videos outside the subset"
+    notes = [f"{labels}: {some(sorted(unknown))}"] if unknown else []
+    notes += [f"{strangers} are not scored: {some(outside)}"] if outside else []
+    if not len(inside.video) and not args.allow_empty:
         todo = "check dataset, subset and names, or add --allow_empty"
         raise InputError("; ".join(["no detection to score", *notes]), args.detections, todo)
     _check_units(found, annotations, "detections", args.detections)
-    silent = len(truth.videos) - len(set(truth.videos) & {found.videos[v] for v in np.unique(found.video)})
-    if silent:
-        notes.append(f"{silent} of {len(truth.videos)} videos have no detections")
-    print(*notes, sep="\n", end="\n" if notes else "")
+    notes += [f"{silent} of {len(truth.videos)} videos have no detections"] if silent else []
+    for note in notes:
+        print(note)
     return profile, annotations, truth, found
 
 
 def _check_units(segments: Segments, annotations: Annotations, what: str, where: object) -> None:
-    duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
-    length_s = np.asarray([duration_s.get(video, np.nan) for video in segments.videos])
+    length_s = pd.Series(annotations.duration_s, annotations.videos).reindex(list(segments.videos)).to_numpy()
     raise_first([check_units(segments.segment_s, length_s[segments.video], what, where)])
-
-
-def _parser() -> Parser:
-    protocols = "\n".join(f"  {name:9} {text}" for name, text in PROTOCOLS.items())
-    text = f"""Score a detections file, from any method, against a dataset's instances. No features are needed.
-
-FILE.json: {{"results": {{VIDEO: [{{"segment": [start_s, end_s], "label": CLASS, "score": number}}, …]}}}}
-
-Per class, detections by falling score each take the free instance of their video with the highest tIoU, if that
-reaches the threshold; average precision is interpolated; mAP is the mean over the classes with instances.
-
-protocols (they differ by more than a point, so name yours):
-{protocols}
-"""
-    parser = Parser("python -m eval.detection", description=text)
-    add_data_options(parser)
-    parser.add_argument("--output", metavar="METRICS.json", help="also write the metrics, as fractions")
-    parser.add_argument("--per_class", action="store_true", help="one more row for each class")
-    return parser
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command; raises InputError for bad input."""
-    args = _parser().parse_args(arguments)
+    parser = Parser("python -m eval.detection", description=ABOUT)
+    add_data_options(parser)
+    parser.add_argument("--output", metavar="METRICS.json", help="also write the metrics, as fractions")
+    parser.add_argument("--per_class", action="store_true", help="one more row for each class")
+    args = parser.parse_args(arguments)
     profile, _, truth, found = read_data(args)
     metrics = evaluate_detections(truth, found, profile, args.protocol or default_protocol(profile))
     print(detection_table(metrics, args.per_class))

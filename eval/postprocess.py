@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -19,13 +19,6 @@ class Candidates(NamedTuple):
     labels: np.ndarray  # int64 [K]
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in float64."""
-    logits = np.asarray(logits, dtype=np.float64)
-    power = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return power / power.sum(axis=-1, keepdims=True)
-
-
 def fuse(s_base: np.ndarray, attention: np.ndarray, s_pc: Optional[np.ndarray] = None) -> Tuple[np.ndarray, np.ndarray]:
     """Scores of the M proposals and of their video in the C classes: (float64 [M, C], float64 [C]).
 
@@ -35,10 +28,11 @@ def fuse(s_base: np.ndarray, attention: np.ndarray, s_pc: Optional[np.ndarray] =
     """
     if s_base.ndim != 2 or any(x is not None and x.shape != s_base.shape[:1] for x in (attention, s_pc)):
         raise ValueError("s_base must be [M, C + 1], attention and s_pc [M]")
-    attention = np.asarray(attention, dtype=np.float64)
-    attended = softmax(s_base)[:, :-1] * attention[:, None]
+    s_base, attention = s_base.astype(np.float64), attention.astype(np.float64)
+    power = np.exp(s_base - s_base.max(axis=1, keepdims=True))
+    attended = (power / power.sum(axis=1, keepdims=True))[:, :-1] * attention[:, None]
     video_score = attended.sum(axis=0) / (attention.sum() + 1e-6)
-    return attended if s_pc is None else attended * np.asarray(s_pc, dtype=np.float64)[:, None], video_score
+    return attended if s_pc is None else attended * s_pc[:, None], video_score
 
 
 def predicted_classes(video_score: np.ndarray, threshold: float = 0.25) -> np.ndarray:
@@ -48,16 +42,9 @@ def predicted_classes(video_score: np.ndarray, threshold: float = 0.25) -> np.nd
 
 
 def candidates(
-    s_base: np.ndarray,
-    attention: np.ndarray,
-    s_pc: Optional[np.ndarray],
-    segments: np.ndarray,
-    threshold: float = 0.25,
+    s_base: np.ndarray, attention: np.ndarray, s_pc: Optional[np.ndarray], segments: np.ndarray, threshold: float = 0.25
 ) -> Tuple[Candidates, np.ndarray]:
-    """One video's proposals in its predicted classes, and its video score [C]; shapes as in ``fuse``.
-
-    segments: [M, 2] snippets.
-    """
+    """A video's proposals ``segments`` in its predicted classes, and its video score [C]; arguments as of ``fuse``."""
     scores, video_score = fuse(s_base, attention, s_pc)
     labels = predicted_classes(video_score, threshold)
     return Candidates(np.asarray(segments, dtype=np.float64), scores[:, labels], labels), video_score
@@ -76,16 +63,13 @@ def soft_nms(
     segments, scores = np.asarray(segments, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or segments.shape != (len(scores), 2):
         raise ValueError(f"segments {segments.shape} and scores {scores.shape} must be [M, 2] and [M, K]")
-    if not np.isfinite(segments).all() or (segments[:, 1] < segments[:, 0]).any():
-        raise ValueError("segments must be finite, with end >= start")
-    if not ((scores >= 0) & (scores < np.inf)).all():
-        raise ValueError("scores must be finite and not negative")
+    if not ((segments[:, 1] >= segments[:, 0]).all() and ((scores >= 0) & (scores < np.inf)).all()):
+        raise ValueError("a segment ends before its start, or a score is negative or not finite")
     start, end = segments[:, 0], segments[:, 1] + 1
 
     def factors(rows: np.ndarray) -> np.ndarray:
         """[len(rows), M] what choosing each of the rows does to the score of every proposal."""
-        overlap = np.minimum(end[rows, None], end) - np.maximum(start[rows, None], start)
-        np.maximum(overlap, 0, out=overlap)
+        overlap = np.maximum(np.minimum(end[rows, None], end) - np.maximum(start[rows, None], start), 0)
         tiou = overlap / ((end - start)[rows, None] + (end - start) - overlap)
         if method == "gaussian":
             return np.exp(-tiou * tiou / sigma)
@@ -127,17 +111,12 @@ def detect(
     float64 [V], snippets per second of each video. Detections come video by video, by falling score; times are
     seconds rounded to the microsecond.
     """
-    parts: List[Tuple[np.ndarray, ...]] = [
-        (np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros(0))
-    ]
+    none = np.zeros(0, dtype=np.int64)
+    parts = [(none, np.zeros((0, 2)), none, np.zeros(0))]
     for v, (segments, scores, labels) in sorted(found, key=lambda pair: pair[0]):
-        if videos[v] in ambiguous_s:
-            hidden = ambiguous(segments, ambiguous_s[videos[v]], rate[v])
-        else:
-            hidden = np.zeros(len(segments), dtype=bool)
+        hidden = ambiguous(segments, ambiguous_s.get(videos[v], ()), rate[v])
         kept = soft_nms(segments, scores, sigma=sigma)[~hidden]
-        order = np.argsort(-kept, axis=None, kind="stable")
-        row, column = np.divmod(order, len(labels))
+        row, column = np.divmod(np.argsort(-kept, axis=None, kind="stable"), len(labels))
         segment_s = np.round(segments[~hidden][row] / rate[v], 6)
-        parts.append((np.full(len(order), v), segment_s, labels[column], kept[row, column]))
+        parts.append((np.full(len(row), v), segment_s, labels[column], kept[row, column]))
     return Segments(tuple(classes), tuple(videos), *map(np.concatenate, zip(*parts)))

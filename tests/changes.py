@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import namedtuple
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 import pytest
@@ -17,13 +17,10 @@ from losses import TERMS
 from options import parse
 from tests import tiny
 from tests.outcome import outcome, refused
+from tests.tiny import FEATURES, PROFILE, VIDEOS
 from utils import files
-from utils.seeds import stream
 
-ANNOTATIONS, FEATURES = "Tiny-Annotations", "Tiny-I3D-JOINTFeatures"
-TRAIN, TEST, PROFILE = "Proposals_Tiny_train.json", "Proposals_Tiny_test.json", "dataset.json"
-VIDEOS, SEGMENTS, DURATION = (f"{ANNOTATIONS}/{name}.npy" for name in ("videoname", "segments", "duration"))
-FEATURE = f"{FEATURES}/video_01.npy"
+Sound = namedtuple("Sound", "root place results")  # a dataset without a fault, what a run on it left, and its results
 
 
 def no_pictures(monkeypatch) -> None:
@@ -51,10 +48,14 @@ def train(root: Path, place: Path, *more: object, **options: object):
     return outcome(main.main, arguments(root, place, *more, **options))
 
 
-def split_of(root: Path, place: Path = None, split: str = "train", *more: object):
-    """A split of a tiny dataset, its rows cached below ``place``, or live."""
-    args = parse(arguments(root, place or root, *([] if place else ["--no_cache"]), *more), tuple(TERMS))
-    return getattr(load_dataset(args, [split]), split)
+def data_of(root: Path, place: Path = None, *more: object, splits=("train", "test")):
+    """A tiny dataset as a run loads it, its rows cached below ``place``, or live."""
+    words = arguments(root, place or root, *([] if place else ["--no_cache"]), *more)
+    return load_dataset(parse(words, tuple(TERMS)), splits)
+
+
+def split_of(root: Path, place: Path = None, *more: object):
+    return data_of(root, place, *more, splits=["train"]).train
 
 
 def results(place: Path) -> dict:
@@ -69,14 +70,6 @@ def results(place: Path) -> dict:
     return {k: v for k, v in found.items() if k != "epoch"}
 
 
-class Sound(NamedTuple):
-    """A dataset without a fault, where it was trained on, and its results."""
-
-    root: Path
-    place: Path
-    results: dict
-
-
 def make_sound(place: Path) -> Sound:
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
@@ -86,42 +79,26 @@ def make_sound(place: Path) -> Sound:
         return Sound(root, place, results(place))
 
 
-class Case(NamedTuple):
-    """What is changed, and the words of the error it ends in; without words it trains."""
-
-    change: Callable[[Path], object]
-    words: Sequence[str]
-    log: Sequence[str]  # what a run that trains must say
-    same: bool  # its results are those of the sound dataset
-    more: Sequence[object]  # options
+def case(name, change, *words, more=(), **how):
+    """One row of a table: what is changed, the words of the error it ends in, and options of the command."""
+    return pytest.param(change, more, {"words": words, **how}, id=name)
 
 
-def case(name, change, *words, log=(), same=False, more=()):
-    """One row of a table."""
-    return pytest.param(Case(change, words, log, same, more), id=name)
-
-
-def ends_well(found, sound: Sound, place: Path, case: Case) -> None:
-    """A run ended as its row of the table says."""
-    if case.words:
-        refused(found, *case.words)
+def ends_well(found, sound: Sound, place: Path, words=(), log=(), same=False) -> None:
+    """A run ended in an error of one line with these words; without words it trained, said so much, and gave
+    the ``same`` results as the sound dataset."""
+    if words:
+        refused(found, *words)
         assert not (place / "run" / "results.json").exists()
         return
     assert found.status == 0, found.log
-    assert all(word in found.log for word in case.log), found.log
+    assert all(word in found.log for word in log), found.log
     assert all(line.isprintable() for line in found.log.splitlines()) and "Warning" not in found.log
     after = results(place)
-    assert not case.same or after == sound.results
+    assert not same or after == sound.results
 
 
-def trains_well(sound: Sound, place: Path, case: Case) -> None:
-    """Train on the changed dataset, and look at how it ended."""
-    root = Path(shutil.copytree(sound.root, place / "tiny"))
-    case.change(root)
-    ends_well(train(root, place, *case.more), sound, place, case)
-
-
-# ---- ways to change a file
+# ---- ways to change a file: each gives a function of the folder
 
 
 def remove(path):
@@ -133,22 +110,12 @@ def write(path, data):
 
 
 def cut(path):
-    """Cut a file short at a seeded place."""
-
-    def change(root):
-        data = (root / path).read_bytes()
-        (root / path).write_bytes(data[: int(stream(0, path).integers(1, len(data)))])
-
-    return change
+    return lambda root: (root / path).write_bytes((root / path).read_bytes()[:-7])
 
 
 def array(path, how):
     """Replace the array of a .npy file by what ``how`` makes of it."""
-
-    def change(root):
-        np.save(root / path, how(np.load(root / path, allow_pickle=True)), allow_pickle=True)
-
-    return change
+    return lambda root: np.save(root / path, how(np.load(root / path, allow_pickle=True)), allow_pickle=True)
 
 
 def every_feature(how):
@@ -156,12 +123,12 @@ def every_feature(how):
 
 
 def document(path, how):
-    """Change a JSON file through a function that works on its value in place, or returns another."""
+    """Change a JSON file through a function that works on its value in place, or returns another dict."""
 
     def change(root):
         value = json.loads((root / path).read_text())
         made = how(value)
-        (root / path).write_text(json.dumps(value if made is None else made))
+        (root / path).write_text(json.dumps(made if isinstance(made, dict) else value))
 
     return change
 

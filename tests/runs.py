@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 from pathlib import Path
-from typing import List, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ import torch
 
 import main
 from tests.changes import hurry
+from tests.outcome import Outcome, outcome, refused
 from utils.errors import run_command
 from utils.files import load_checkpoint
 from utils.run import report
@@ -36,11 +36,12 @@ def run(root, exp_dir, *more, **how):
     return exp_dir
 
 
-def test_of(checkpoint, root, exp_dir, *more):
+def main_refuses(words, *says):
+    return refused(outcome(main.main, words), *says)
+
+
+def run_test(checkpoint, root, exp_dir, *more):
     return run(root, exp_dir, "--pretrained_ckpt", checkpoint, *more, run_type="test")
-
-
-test_of.__test__ = False  # no test of its own
 
 
 def read(exp_dir, name="results"):
@@ -71,13 +72,7 @@ def without_test_videos(root, place):
 # ---- several processes
 
 
-class Process(NamedTuple):
-    status: int
-    out: str
-    log: str
-
-
-def _process(rank: int, size: int, port: int, place: Path, argv: List[str], change) -> None:
+def _process(rank: int, size: int, port: int, place: Path, argv, change) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     report.FIRST = rank == 0
@@ -107,5 +102,5 @@ def in_processes(size, place, argv, change=None):
         process.start()
     for process in started:
         process.join(120)
-    logs = [[(place / f"{kind}{rank}").read_text() for kind in ("out", "log")] for rank in range(size)]
-    return [Process(process.exitcode, *texts) for process, texts in zip(started, logs)]
+    texts = [[(place / f"{kind}{rank}").read_text() for kind in ("log", "out")] for rank in range(size)]
+    return [Outcome(process.exitcode, [], *said) for process, said in zip(started, texts)]

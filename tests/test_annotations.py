@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,6 @@ def test_real_activitynet_in_both_forms(shared):
     assert (len(rows), len(rows) - len(np.unique(rows, axis=0))) == (21434, 44)  # repeated ones are kept
     read = read_annotations(shared / "data" / "ActivityNet1.2" / "activity_net.v1-2.min-missing-removed.json")
     assert len(read.annotations.classes) == 100 and len(read.annotations.of("validation")) == 2198
-
-
-# ---- the same dataset in each form ----------------------------------------------------------------------------------
 
 
 def folder(root: Path) -> Path:
@@ -116,6 +114,10 @@ def test_the_three_forms_agree_and_come_back_from_the_folder(tmp_path, read_json
     assert again.ambiguous_s["video_03"].tolist() == [[1, 2.5]]
 
 
+def times_of(ambiguous_s):
+    return {video: times.tolist() for video, times in ambiguous_s.items()}
+
+
 def wrong(read, *words):
     """The one error of a reader, returned or raised."""
     try:
@@ -127,9 +129,8 @@ def wrong(read, *words):
 
 # ---- folder ---------------------------------------------------------------------------------------------------------
 
-CLASSES, VIDEOS, SUBSET, WEAK, LABELS, SEGMENTS, DURATION = (
-    *("classlist", "videoname", "subset", "labels_all", "labels", "segments", "duration"),
-)
+CLASSES, VIDEOS, SUBSET, WEAK, LABELS = ("classlist", "videoname", "subset", "labels_all", "labels")
+SEGMENTS, DURATION = ("segments", "duration")
 
 
 def entry(value, index=0):
@@ -154,8 +155,8 @@ FOLDER = [
     (SEGMENTS, entry([]), ["0 segments and 2 labels"]),
     (SEGMENTS, entry([[0, 1]]), ["1 segments and 2 labels"]),
     *((SEGMENTS, entry(value), ["segments.npy, video_00", "not pairs"]) for value in (
-        [[0, math.nan], [3, 4]], [[0, math.inf], [3, 4]], [[1], [2]], [[1, 2, 3], [4, 5, 6]], [1, 2], 3.0, None, "ab",
-        [["a", "b"], ["c", "d"]], [["1", "2"], "34"], [[False, True]] * 2, [{3: 1, 7: 2}] * 2,
+        [[0, math.nan], [3, 4]], [[0, math.inf], [3, 4]], [[1], [2]], [1, 2], 3.0, None, "ab", [["a", "b"], ["c", "d"]],
+        [["1", "2"], "34"], [[False, True]] * 2, [{3: 1, 7: 2}] * 2,
     )),
 ]  # fmt: skip
 
@@ -167,23 +168,23 @@ def test_wrong_npy_files_are_named(tmp_path, name, change, words):
     wrong(lambda: read_annotations(path.parent), *words)
 
 
-SAME = [
-    *((name, lambda a: a.astype("S")) for name in (CLASSES, VIDEOS, SUBSET)),
-    *((name, lambda a: tiny.objects(a.tolist())) for name in (CLASSES, VIDEOS, SUBSET)),
-    (DURATION, lambda a: a.astype("U")),
-    (DURATION, lambda a: a[:, None]),
-    (WEAK, lambda a: tiny.objects([[x[0], x[0]] for x in a])),
-    (SEGMENTS, lambda a: tiny.objects([np.asarray(x) for x in a])),
-    (SEGMENTS, lambda a: tiny.objects([[[str(t) for t in s] for s in x] for x in a])),
-]
+SAME = {
+    "bytes": ((CLASSES, VIDEOS, SUBSET), lambda a: a.astype("S")),
+    "objects": ((CLASSES, VIDEOS, SUBSET), lambda a: tiny.objects(a.tolist())),
+    "text": ((DURATION,), lambda a: a.astype("U")),
+    "a column": ((DURATION,), lambda a: a[:, None]),
+    "repeated": ((WEAK,), lambda a: tiny.objects([[x[0], x[0]] for x in a])),
+    "arrays of text": ((SEGMENTS,), lambda a: tiny.objects([np.asarray(x).astype("U") for x in a])),
+}
 
 
-@pytest.mark.parametrize("name, change", SAME)
-def test_other_ways_to_write_the_same(tmp_path, name, change):
-    path = folder(tmp_path) / f"{name}.npy"
-    plain = read_annotations(path.parent)
-    np.save(path, change(np.load(path, allow_pickle=True)), allow_pickle=True)
-    assert_same(read_annotations(path.parent), plain)
+@pytest.mark.parametrize("how", SAME)
+def test_other_ways_to_write_the_same(tmp_path, how):
+    names, change = SAME[how]
+    plain = read_annotations(folder(tmp_path))
+    for path in (folder(tmp_path) / f"{name}.npy" for name in names):
+        np.save(path, change(np.load(path, allow_pickle=True)), allow_pickle=True)
+    assert_same(read_annotations(folder(tmp_path)), plain)
 
 
 def test_a_folder_without_durations_and_one_without_a_needed_file(tmp_path):
@@ -213,11 +214,10 @@ JSON = [
     (lambda d: d.update(classes=[1, 2]), ["'classes'"]),
     *((video(**change), ODD) for change in (
         {"subset": None}, {"duration": "long"}, {"duration": True}, {"duration": [1]}, {"duration": 10**300},
-        {"annotations": None}, {"annotations": "jump"}, {"annotations": {}}, {"annotations": [{"segment": [1, 2]}]},
-        {"annotations": [{"segment": [1, 2], "label": None}]}, {"weak_labels": {"jump": 1}}, {"weak_labels": 3},
+        {"annotations": None}, {"annotations": "jump"}, {"annotations": [{"segment": [1, 2]}]}, {"weak_labels": 3},
     )),
     *((video(annotations=[{"segment": segment, "label": "jump"}]), NO_PAIRS) for segment in (
-        [1], [1, 2, 3], ["a", "b"], 3, "12", {"3": 1, "7": 2}, [False, True], [[1], [2]], [0, 10**300], [], [None, 3],
+        [1], [1, 2, 3], ["a", "b"], "12", {"3": 1, "7": 2}, [False, True], [[1], [2]], [0, 10**300],
     )),
     (video(annotations=[{"segment": [3, 1], "label": "jump"}]), ["a.json, video_00", "before it starts"]),
 ]  # fmt: skip
@@ -232,11 +232,8 @@ def test_what_json_may_leave_out_or_say_in_another_way(read_json):
     plain = read_json()
     assert_same(read_json(lambda d: d.update(classes=["jump", "throw"])), plain)
     assert_same(read_json(video(weak_labels="jump")), plain)
-    text = read_json(lambda d: {"database": {v: {**e, "duration": str(e["duration"]), "annotations": [
-        {**a, "segment": list(map(str, a["segment"]))} for a in e["annotations"]]} for v, e in d["database"].items()}}
-    )  # fmt: skip
-    assert_same(text, plain)
-    bare = read_json(video(annotations=[{"label": "jump"}], duration=None) and video(annotations=[{"label": "jump"}]))
+    assert_same(read_json(lambda d: json.loads(re.sub("([0-9]+[.][0-9]+)", r'"\1"', json.dumps(d)))), plain)
+    bare = read_json(video(annotations=[{"label": "jump"}]))
     assert bare.annotations.labels[0] == (0,) and len(bare.instances.of("video_00")[0]) == 0
     odd = read_json(lambda d: [d["database"][v].pop("duration") for v in d["database"]] and None)
     assert np.isnan(odd.annotations.duration_s).all() and not odd.problems
@@ -258,24 +255,20 @@ CSV = [
     (lambda text: "", ["not a CSV"]),
     (lambda text: text.splitlines()[0], ["no class"]),
     (lambda text: text.split("\n", 1)[1], ["no column video", FORM]),
-    (lambda text: text.replace("label", "name"), ["no column label", FORM]),
     (line("video,subset,label,start,end,start", 0), ["duplicate column start"]),
     (line('"video_00,validation,jump,1,2,10'), ["a.csv", "not a CSV"]),
     (line("video_00,validation,jump,1,2,10,11"), ["line 2"]),
     (line("video_00"), ["line 2", "without video or subset"]),
-    (line("video_00,,jump,1,2,10"), ["line 2"]),
     (line("video_00,test,jump,1,2,10"), ["line 3", "in two subsets"]),
     (line("video_00,validation,jump,1,,17.28"), ["line 2", "start, end and label"]),
-    (line("video_00,validation,,1,2,17.28"), ["line 2", "start, end and label"]),
     (line("video_00,validation,jump,one,two,17.28"), ["line 2", "one"]),
-    (line("video_00,validation,jump,nan,2,17.28"), ["a.csv, video_00", "not pairs"]),
+    (line("video_00,validation,jump,nan,2,17.28"), ["line 2", "start, end and label"]),
     (line("video_00,validation,jump,2,1,17.28"), ["a.csv, video_00", "before it starts"]),
     (line("video_00,validation,jump,,,17.28"), ["a.csv, video_00", "some rows have times"]),
     (line("video_00,validation,jump,1,2,12"), ["line 3", "two durations"]),
     (lambda text: text + text.splitlines()[1] + "\n", ["line 18", "duplicate row"]),
     (lambda text: text.encode("utf-16"), ["UTF-8"]),
     (lambda text: text.replace("jump", "sauté").encode("latin-1"), ["UTF-8"]),
-    (lambda text: b"\0" * 1000, ["a.csv"]),
 ]
 
 
@@ -290,11 +283,9 @@ def test_a_wrong_csv_is_named_by_line_or_video(read_csv, change, words):
         lambda text: text.rstrip(),  # no last end of line
         lambda text: text.replace("\n", "\r\n"),
         lambda text: text.encode("utf-8-sig"),
-        lambda text: text.replace("\n", "\n\n"),
         lambda text: text.replace(",", " ,\t"),
         lambda text: text.replace("start", " Start").replace("video,", "VIDEO ,", 1),
         lambda text: "\n".join(",".join(x.split(",")[::-1]) for x in text.splitlines()),
-        lambda text: text.replace("\n", ",note\n"),
         lambda text: text.replace("\n", ",,\n"),
         lambda text: text.replace(",", "\t"),
         lambda text: text.replace(",", ";").replace(".", ","),
@@ -314,8 +305,7 @@ def test_a_csv_of_weak_labels_alone(tmp_path):
 # ---- THUMOS14's text files ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def texts(tmp_path):
+def test_the_text_files_of_thumos14(tmp_path):
     files = {
         "val/Diving_val.txt": "video_validation_1  1.0 2.5\nvideo_validation_1 3 4\n",
         "val/Shotput_val.txt": "video_validation_2 0.5 1",
@@ -326,24 +316,17 @@ def texts(tmp_path):
         "val/._Diving_val.txt": "\0",
     }
     for name, text in files.items():
-        (tmp_path / "annotation" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "annotation" / name).write_text(text)
-    return tmp_path / "annotation"
-
-
-def test_the_text_files_of_thumos14(texts):
-    annotations, instances, ambiguous_s, problems, notes = read_annotations(texts, PROFILES["Thumos14reduced"])
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    annotations, instances, ambiguous_s, problems, notes = read_annotations(tmp_path, PROFILES["Thumos14reduced"])
     assert not problems and annotations.classes == ("Diving", "Shotput")
     assert annotations.videos == ("video_test_1", "video_validation_1", "video_validation_2")
     assert annotations.subset == ("test", "validation", "validation") and annotations.labels == ((0,), (0,), (1,))
     assert instances.of("video_validation_1")[0].tolist() == [[1, 2.5], [3, 4]] and len(instances.video) == 4
-    assert {video: times.tolist() for video, times in ambiguous_s.items()} == {
-        "video_test_1": [[7, 8]],
-        "video_validation_2": [[5, 6]],
-    }
+    assert times_of(ambiguous_s) == {"video_test_1": [[7, 8]], "video_validation_2": [[5, 6]]}
     assert len(notes) == 1 and "2 intervals in 2 videos" in notes[0]
-    (texts / "val" / "Shotput_val.txt").write_text("video_validation_2 0.5 1\nvideo_validation_2 end\n")
-    wrong(lambda: read_annotations(texts), "Shotput_val.txt, line 2", "not 'VIDEO start end'")
+    (tmp_path / "val" / "Shotput_val.txt").write_text("video_validation_2 0.5 1\nvideo_validation_2 end\n")
+    wrong(lambda: read_annotations(tmp_path), "Shotput_val.txt, line 2", "not 'VIDEO start end'")
 
 
 # ---- subsets --------------------------------------------------------------------------------------------------------
@@ -386,10 +369,7 @@ def test_a_class_ambiguous_is_none_but_the_filter(read_csv, read_json, form):
             for video, times in (("video_07", [1, 2]), ("video_00", [0, 1.5]))
         ] and None)  # fmt: skip
     assert_same(read, plain)
-    assert {video: times.tolist() for video, times in read.ambiguous_s.items()} == {
-        "video_00": [[0, 1.5]],
-        "video_07": [[1, 2]],
-    }
+    assert times_of(read.ambiguous_s) == {"video_00": [[0, 1.5]], "video_07": [[1, 2]]}
     assert "'Ambiguous' is no action class: 2 intervals in 2 videos" in read.notes[0] and not plain.notes
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,22 +29,11 @@ def outputs(rng, proposals, classes):
 def test_scores_of_proposals_and_video_follow_their_formulas():
     s_base, attention, s_pc = outputs(np.random.default_rng(0), 7, 3)
     power = np.exp(s_base)
-    probability = power / power.sum(axis=1, keepdims=True)
-    scores, video = fuse(s_base, attention, s_pc)
-    for i in range(7):
-        for c in range(3):
-            assert scores[i, c] == pytest.approx(probability[i, c] * attention[i] * s_pc[i])
-    for c in range(3):
-        weighted = sum(probability[i, c] * attention[i] for i in range(7))
-        assert video[c] == pytest.approx(weighted / (sum(attention) + 1e-6))
-
-
-def test_a_model_without_pc_leaves_its_score_out():
-    s_base, attention, s_pc = outputs(np.random.default_rng(1), 5, 3)
-    without, video = fuse(s_base, attention)
-    with_pc, same_video = fuse(s_base, attention, s_pc)
-    np.testing.assert_allclose(with_pc, without * s_pc[:, None])
-    np.testing.assert_array_equal(video, same_video)
+    attended = (power / power.sum(axis=1, keepdims=True))[:, :3] * attention[:, None]
+    for factor, expected in ((s_pc, attended * s_pc[:, None]), (None, attended)):  # None: trained without PC
+        scores, video = fuse(s_base, attention, factor)
+        np.testing.assert_allclose(scores, expected, rtol=1e-12)
+        np.testing.assert_allclose(video, attended.sum(axis=0) / (attention.sum() + 1e-6), rtol=1e-12)
 
 
 def test_extreme_logits_and_no_attention_stay_finite():
@@ -56,10 +44,11 @@ def test_extreme_logits_and_no_attention_stay_finite():
     np.testing.assert_allclose(scores, [[1, 0], [1 / 3, 1 / 3]])
 
 
-def test_classes_from_the_threshold_on_else_the_best_one():
-    assert predicted_classes(np.array([0.25, 0.2, 0.5])).tolist() == [0, 2]
-    assert predicted_classes(np.array([0.1, 0.2, 0.15])).tolist() == [1]
-    assert predicted_classes(np.array([0.1, 0.2, 0.15]), threshold=0.15).tolist() == [1, 2]
+@pytest.mark.parametrize("scores, how, classes", [
+    ([0.25, 0.2, 0.5], {}, [0, 2]), ([0.1, 0.2, 0.15], {}, [1]), ([0.1, 0.2, 0.15], {"threshold": 0.15}, [1, 2]),
+])  # fmt: skip
+def test_classes_from_the_threshold_on_else_the_best_one(scores, how, classes):
+    assert predicted_classes(np.array(scores), **how).tolist() == classes
 
 
 def test_fusion_refuses_shapes_that_do_not_fit():
@@ -87,6 +76,10 @@ def one_by_one(segments, scores, method="gaussian", sigma=0.1, threshold=0.7):
             elif tiou > threshold:
                 scores[i] *= 1 - tiou if method == "linear" else 0
     return scores
+
+
+def by_class(segments, scores, **how):
+    return np.stack([one_by_one(segments, column, **how) for column in scores.T], axis=1)
 
 
 def some_segments(rng, number, length, grid=0.25):
@@ -125,7 +118,7 @@ def test_soft_nms_agrees_with_choosing_one_by_one(seed, number, classes, length,
     rng = np.random.default_rng(seed)
     segments, scores = some_segments(rng, number, length), rng.integers(0, values, (number, classes)) / values
     scores[rng.random(scores.shape) < 0.1] = 0
-    expected = np.stack([one_by_one(segments, column, **METHODS[name]) for column in scores.T], axis=1)
+    expected = by_class(segments, scores, **METHODS[name])
     np.testing.assert_allclose(soft_nms(segments, scores, **METHODS[name]), expected, rtol=1e-12, atol=0)
 
 
@@ -133,7 +126,7 @@ def test_soft_nms_gives_equal_scores_to_the_earlier_row(way):
     rng = np.random.default_rng(3)
     segments = some_segments(rng, 40, 10.0)
     for scores in (rng.choice([0.25, 0.5, 1.0], (40, 2)), np.full((40, 2), 0.5)):
-        expected = np.stack([one_by_one(segments, column, "hard", threshold=0.3) for column in scores.T], axis=1)
+        expected = by_class(segments, scores, method="hard", threshold=0.3)
         np.testing.assert_array_equal(soft_nms(segments, scores, "hard", threshold=0.3), expected)
 
 
@@ -153,18 +146,10 @@ def test_soft_nms_of_nothing_is_nothing(shape):
     assert soft_nms(np.zeros((shape[0], 2)), np.zeros(shape)).shape == shape
 
 
-@pytest.mark.parametrize(
-    "segments, scores",
-    [
-        ([[0, 1]], [[0.5], [0.5]]),
-        ([[0, 1, 2]], [[0.5]]),
-        ([[0, 1]], [0.5]),
-        ([[2, 1]], [[0.5]]),
-        ([[0, np.nan]], [[0.5]]),
-        ([[0, 1]], [[-0.1]]),
-        ([[0, 1]], [[np.nan]]),
-    ],
-)
+@pytest.mark.parametrize("segments, scores", [
+    ([[0, 1]], [[0.5], [0.5]]), ([[0, 1, 2]], [[0.5]]), ([[0, 1]], [0.5]), ([[2, 1]], [[0.5]]),
+    ([[0, np.nan]], [[0.5]]), ([[0, 1]], [[-0.1]]), ([[0, 1]], [[np.nan]]),
+])  # fmt: skip
 def test_soft_nms_refuses_input_that_does_not_fit(segments, scores):
     with pytest.raises(ValueError):
         soft_nms(np.asarray(segments), np.asarray(scores))
@@ -173,13 +158,12 @@ def test_soft_nms_refuses_input_that_does_not_fit(segments, scores):
 # ---- the ambiguous filter -------------------------------------------------------------------------------------------
 
 
-def test_golden_ambiguous_filter(golden, shared):
+def test_golden_ambiguous_filter(shared, golden_thumos):
     intervals_s = {}
     path = shared / "data/Thumos14reduced/Thumos14reduced-Annotations/Ambiguous_test.txt"
     for video, start, end in map(str.split, path.read_text().splitlines()):
         intervals_s.setdefault(video, []).append((float(start), float(end)))
-    own: Path = golden / "ambiguous_filter.json"
-    file = json.loads((own if own.is_file() else shared / "golden/ambiguous_filter.json").read_text())
+    file = json.loads((golden_thumos / "ambiguous_filter.json").read_text())
     dropped = 0
     for video, rows, kept in zip(file["video"], file["segments"], file["kept"]):
         rows = np.asarray(rows).reshape(-1, 4)

@@ -101,22 +101,12 @@ ATTACKS.update({  # other ways to call: (opcodes, what the refusal names)
         call(f"{NP}.multiarray", "scalar", call("numpy", "dtype", "O8", 0, 1), b"12345678"), "OBJECT",
     ),
 })  # fmt: skip
-LIVE = [  # those that run here when nothing holds them back
-    *("os.system", "posix.system", "subprocess.call", "builtins.eval", "builtins.exec", "__builtin__.eval", "getattr"),
-    *(
-        "builtins.open",
-        "a method",
-        "runpy.run_path",
-        "timeit.timeit",
-        "partial",
-        "attrgetter",
-        "methodcaller",
-        "tofile",
-    ),
-    *("builtins.list", "_pickle.loads", "codecs.open", "logging.FileHandler", "zipfile.ZipFile", "numpy.load", "INST"),
-    *("numpy.memmap", "numpy.savetxt", "numpy.testing._private.utils.runstring", "numpy.f2py.crackfortran.myeval"),
-    *("torch._tensor._rebuild_from_type_v2", "OBJ", "inside an item", "dropped again", "EXT1", "EXT4"),
-]
+LIVE = (  # those that run here when nothing holds them back
+    "os.system posix.system subprocess.call builtins.eval builtins.exec __builtin__.eval builtins.open runpy.run_path "
+    "timeit.timeit getattr partial attrgetter methodcaller tofile builtins.list _pickle.loads codecs.open INST OBJ "
+    "logging.FileHandler zipfile.ZipFile numpy.load numpy.memmap numpy.savetxt numpy.f2py.crackfortran.myeval EXT1 "
+    "numpy.testing._private.utils.runstring torch._tensor._rebuild_from_type_v2 EXT4"
+).split() + ["a method", "inside an item", "dropped again"]
 FORMS = {
     "object .npy": (in_array, lambda path: load_array(path, objects=True)),
     "new checkpoint": (in_new_form, load_checkpoint),

@@ -133,7 +133,6 @@ BAD = {
     load_npz: {
         "no archive": (FLOATS, "zip"), "cut": (zipped({"a.npy": FLOATS})[:-30], "zip"),
         "wrong checksum": (zipped({"a.npy": FLOATS}).replace(FLOATS, FLOATS[:-1] + b"\x01"), "CRC"),
-        "not an array": (zipped({"a.txt": b"hello"}), "no array"),
         "objects": (zipped({"a.npy": npy(objects([1]))}), "Object arrays"),
     },
     load_pickle: {
@@ -190,10 +189,9 @@ def test_missing_files_folders_and_pipes_are_one_line(tmp_path):
         assert "regular" in refusal(load_array, tmp_path / "pipe")
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz_equals_numpy(tmp_path, save):
+def test_npz_equals_numpy(tmp_path):
     arrays = {"rgb": PLAIN["float32"], "name": PLAIN["text"], "none": PLAIN["empty"]}
-    save(tmp_path / "a.npz", **arrays)
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
     assert same(load_npz(tmp_path / "a.npz"), arrays)
 
 

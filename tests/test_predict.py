@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 import main
 from tests import tiny
-from tests.changes import hurry
+from tests.changes import document, hurry
 from tests.outcome import outcome, refused
 from tests.runs import read, run
 from utils.files import load_checkpoint
@@ -33,10 +32,9 @@ def trained(root, tmp_path_factory):
 def unseen(root, tmp_path):
     """The test videos' features and proposals, and no annotation at all."""
     (tmp_path / "features").mkdir()
-    document = json.loads((root / "Proposals_Tiny_test.json").read_text())
-    for video in document["results"]:
+    shutil.copy(root / "Proposals_Tiny_test.json", tmp_path / "p.json")
+    for video in read(root, "Proposals_Tiny_test")["results"]:
         shutil.copy(root / "Tiny-I3D-JOINTFeatures" / f"{video}.npy", tmp_path / "features")
-    (tmp_path / "p.json").write_text(json.dumps(document))
     return tmp_path
 
 
@@ -49,12 +47,6 @@ def predict(folder, checkpoint, *more, features=("features",), proposals="p.json
 def found_by(done, folder):
     assert done.status == 0, done.log
     return read(folder / "out", "detections")["results"]
-
-
-def change_proposals(folder, change):
-    document = json.loads((folder / "p.json").read_text())
-    change(document["results"])
-    (folder / "p.json").write_text(json.dumps(document))
 
 
 def test_predictions_are_the_detections_of_training(trained, unseen):
@@ -72,7 +64,7 @@ def test_predictions_are_the_detections_of_training(trained, unseen):
 
 def test_proposals_are_clipped_and_dropped_if_asked_and_counted(trained, unseen):
     video = "video_08"
-    change_proposals(unseen, lambda r: r[video].extend([{"segment": [0, 999]}, {"segment": [3, 3]}]))
+    document("p.json", lambda d: d["results"][video].extend([{"segment": [0, 999]}, {"segment": [3, 3]}]))(unseen)
     refused(predict(unseen, trained / "ckpt" / "last_model.pkl"), "999", video, "p.json", "--fix_proposals")
     done = predict(unseen, trained / "ckpt" / "last_model.pkl", "--fix_proposals")
     found = found_by(done, unseen)
@@ -87,7 +79,7 @@ def test_a_folder_of_each_modality_and_what_is_left_out(trained, unseen):
         (unseen / name).mkdir()
         for path in (unseen / "features").iterdir():
             np.save(unseen / name / path.name, np.load(path)[:, half])
-    change_proposals(unseen, lambda r: r.update(video_77=[{"segment": [0, 1]}]))
+    document("p.json", lambda d: d["results"].update(video_77=[{"segment": [0, 1]}]))(unseen)
     done = predict(unseen, trained / "ckpt" / "last_model.pkl", features=("rgb", "flow"))
     assert found_by(done, unseen) == expected
     assert "1 videos have no features and are left out: video_77" in done.log
@@ -109,13 +101,12 @@ def test_a_bare_checkpoint_takes_its_classes_from_the_dataset_it_is_for(root, tr
     "spoil, words",
     [
         (lambda d: shutil.rmtree(d / "features"), ["not a folder", "features"]),
-        (lambda d: (d / "p.json").write_text('{"results": {}}'), ["no proposals", "p.json"]),
         (lambda d: (d / "p.json").write_text('{"results": {"video_99": [{"segment": [0, 1]}]}}'), ["video"]),
         (lambda d: (d / "p.json").write_text("[]"), ["results", "p.json"]),
         (lambda d: (d / "p.json").write_text('{"results": {"video_08": []}}'), ["no proposals", "p.json"]),
         (lambda d: [np.save(p, np.ones((20, 6), np.float32)) for p in (d / "features").iterdir()], ["width 8", "6"]),
     ],
-    ids=["no features", "no results", "other videos", "no document", "no proposals", "another width"],
+    ids=["no features", "other videos", "no document", "no proposals", "another width"],
 )
 def test_bad_input_is_one_line_and_leaves_no_detections(trained, unseen, spoil, words):
     spoil(unseen)

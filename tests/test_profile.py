@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.datasets.annotations import read_annotations
-from utils.datasets.features import open_features
 from utils.datasets.profile import PROFILES, Profile, annotations_path, load_profile, proposals_file
 from utils.datasets.rates import check_rate, fitting
 from utils.errors import InputError
@@ -128,12 +126,3 @@ def test_rates_that_cannot_be_compared_or_fit_nowhere():
     assert '"rescaled": true' in str(check_rate(VIDEOS, snippets * 0 + 100, SECONDS, Profile()).problem)
     assert "no one rate fits" in str(check_rate(VIDEOS, snippets[::-1] * 3, SECONDS, Profile()).problem)
     assert "stride 4" in fitting(Profile(), 0.25)
-
-
-def test_real_features_fit_their_rate(shared):
-    root = shared / "data" / "GTEA"
-    annotations = read_annotations(root / "GTEA-Annotations").annotations
-    profile = load_profile("GTEA", root)
-    features = open_features("GTEA", root, profile, annotations)
-    snippets = [len(features.read(video)) for video in features.videos]
-    assert check_rate(features.videos, snippets, annotations.duration_s, profile).problem is None

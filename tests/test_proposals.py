@@ -1,4 +1,4 @@
-"""Proposals: real counts and recall, units, and every way a proposals file can be wrong."""
+"""Proposals: real counts and recall, and every way a proposals file can be wrong."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import proposals
-from utils.datasets.proposals import load_proposals, recall, tiou, to_snippets
+from utils.datasets.proposals import load_proposals, read_results, recall
 from utils.errors import InputError
-from utils.profile import GroundTruth, load_ground_truth, load_profile
+from utils.segments import Segments
+
+NAN = float("nan")
 
 
 def written(tmp_path, results):
@@ -19,90 +21,62 @@ def written(tmp_path, results):
     return path
 
 
-def test_real_p_w_proposals_have_the_stated_counts_and_recall(shared):
+def test_the_real_proposals_have_the_stated_counts_and_recall(shared, capsys):
     root = shared / "data" / "Thumos14reduced"
-    profile = load_profile("Thumos14reduced", root)
-    truth = load_ground_truth("Thumos14reduced", root, profile, "test")
-    found, _ = load_proposals(
-        root / "proposals_P_w" / "Proposals_Thumos14reduced_test.json", dict.fromkeys(truth.videos, np.nan)
-    )
-    assert len(truth.videos) == len(found) == 212
-    assert sum(map(len, found.values())) == 31587
-    assert proposals.duplicates(list(found.values())) == 14305
-    tious = (0.1, 0.3, 0.5, 0.7)
-    np.testing.assert_allclose(recall(found, truth, None, tious), [0.905, 0.803, 0.637, 0.415], atol=5e-4)
-    np.testing.assert_allclose(recall(found, truth, 25 / 16, tious), [0.901, 0.807, 0.677, 0.431], atol=5e-4)
+    proposals.main(["stats", "--dataset_root", str(root), "--proposals_root", str(root / "proposals_P_w")])
+    lines = capsys.readouterr().out.splitlines()
+    for name, *values in (
+        ("videos with proposals", "200 of 200", "212 of 212"),
+        ("proposals", "33,895", "31,587"),
+        ("per video: min, median, max", "4, 108, 1005"),
+        ("duplicates", "14,305"),
+        *((f"recall, exact seconds, tIoU {t}", r) for t, r in zip(("0.10", "0.50"), ("0.905", "0.637"))),
+        *((f"recall, whole snippets, tIoU {t}", r) for t, r in zip(("0.10", "0.50"), ("0.901", "0.677"))),
+    ):
+        assert all(value in next(line for line in lines if line.startswith(name)) for value in values), lines
 
 
-def test_stats_prints_every_figure_of_both_splits(shared, capsys):
-    root = shared / "data" / "Thumos14reduced"
-    arguments = ["stats", "--dataset_root", str(root), "--proposals_root", str(root / "proposals_P_w")]
-    proposals.main(arguments)
-    out = capsys.readouterr().out
-    for piece in ("33,895", "31,587", "14,305 (45.3 %)", "min 4, median 108, max 1005", "0.905", "0.901"):
-        assert piece in out
-
-
-def test_seconds_become_snippets_rounded_to_a_hundredth():
-    np.testing.assert_array_equal(to_snippets(np.asarray([[19.2, 24.32]]), 25 / 16), [[30.0, 38.0]])
-    np.testing.assert_array_equal(to_snippets(np.asarray([[1.0, 2.001]]), 25 / 16), [[1.56, 3.13]])
-
-
-def test_tiou_by_hand_and_zero_for_empty_segments():
-    a = np.asarray([[0.0, 10.0], [3.0, 3.0]])
-    b = np.asarray([[5.0, 15.0], [20.0, 30.0], [0.0, 10.0], [3.0, 3.0]])
-    np.testing.assert_allclose(tiou(a, b), [[1 / 3, 0, 1, 0], [0, 0, 0, 0]])
-
-
-def test_recall_counts_instances_of_videos_without_proposals():
-    truth = GroundTruth(("c",), ("a", "b"), np.asarray([0, 1]), np.asarray([[0.0, 1.0]] * 2), np.asarray([0, 0]), {})
-    np.testing.assert_allclose(recall({"a": np.asarray([[0.0, 1.0]])}, truth, None, (0.5,)), [0.5])
+def test_recall_counts_instances_of_videos_without_proposals_and_rounds_in_snippets():
+    times = np.asarray([[0.0, 1.0], [0.0, 1.0], [0.4, 1.4]])
+    truth = Segments(("c",), ("a", "b"), np.asarray([0, 1, 0]), times, np.zeros(3, int))
+    np.testing.assert_allclose(recall({"a": times[:1]}, truth, None, (0.5, 0.4)), [1 / 3, 2 / 3])
+    np.testing.assert_allclose(recall({"a": times[:1]}, truth, 1.0, (0.5, 0.4)), [2 / 3, 2 / 3])  # [0.4, 1.4] is [0, 1]
 
 
 def test_only_time_stamps_are_read_and_unknown_videos_are_counted(tmp_path):
     entries = [{"segment": [0, 1.5], "label": "no such class", "score": None}, {"segment": [1, 2]}]
-    found, counts = load_proposals(written(tmp_path, {"v": entries, "stranger": [], "w": []}), {"v": 3.0, "w": 1.0})
-    assert list(found) == ["v"] and counts.unknown_videos == 1
-    np.testing.assert_array_equal(found["v"], [[0, 1.5], [1, 2]])
+    found = load_proposals(written(tmp_path, {"v": entries, "stranger": "?", "w": []}), {"v": 3.0, "w": 1.0})
+    assert list(found.segments_s) == ["v"] and found.segments_s["v"].tolist() == [[0, 1.5], [1, 2]]
+    assert not found.problems and "1 videos with proposals are not in the annotations" in found.notes[0]
 
 
 BAD = {
-    "reversed": [2, 1],
-    "empty": [1, 1],
-    "negative": [-0.1, 1],
-    "beyond the video": [0, 11],
-    "a little beyond the video": [0, 10.02],
-    "not numbers": ["0", "1"],
-    "booleans": [False, True],
-    "one number": [1],
-    "three numbers": [1, 2, 3],
-    "null": None,
-    "a huge integer": [0, 10**400],
-    "NaN": [0, float("nan")],
-    "infinite": [0, float("inf")],
-}
+    "reversed": [2, 1], "empty": [1, 1], "negative": [-0.1, 1], "beyond the video": [0, 10.02], "text": ["0", "1"],
+    "booleans": [False, True], "three numbers": [1, 2, 3], "null": None, "NaN": [0, NAN], "huge": [0, 10**400],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("segment", BAD.values(), ids=BAD)
 def test_a_bad_proposal_is_named_by_file_video_and_index(tmp_path, segment):
-    path = written(tmp_path, {"v": [{"segment": [0, 1]}, {"segment": segment}]})
-    with pytest.raises(InputError, match="Proposals_X_train.json") as error:
-        load_proposals(path, {"v": 10.0})
-    text = str(error.value)
-    assert "\n" not in text and "index 1" in text
+    path = written(tmp_path, {"v": [{"segment": [0, 10.009]}, {"segment": segment}], "w": 3})
+    found = load_proposals(path, {"v": 10.0, "w": NAN})  # all of the file is heard before anything is raised
+    first, second = map(str, found.problems)
+    assert f"({path}, v, index 1)" in first and "--fix_proposals" in first and "\n" not in first
+    assert f"not a list of proposals ({path}, w)" in second and len(found.segments_s["v"]) == 1
 
 
 def test_fix_proposals_clips_and_drops_with_counts(tmp_path):
-    segments = ([-1, 4], [2, 1], [3, 99], [50, 60], [1, 2], [float("nan"), 3], [0, float("inf")], None, [1])
-    path = written(tmp_path, {"v": [{"segment": s} for s in segments]})
-    found, counts = load_proposals(path, {"v": 10.0}, fix=True)
-    np.testing.assert_array_equal(found["v"], [[0, 4], [3, 10], [1, 2]])
-    assert (counts.dropped, counts.clipped) == (6, 2)
+    segments = ([-1, 4], [2, 1], [3, 99], [50, 60], [1, 2], [NAN, 3], [0, float("inf")], None, [1], [0, 10.005])
+    found = load_proposals(written(tmp_path, {"v": [{"segment": s} for s in segments]}), {"v": 10.0}, fix=True)
+    np.testing.assert_array_equal(found.segments_s["v"], [[0, 4], [3, 10], [1, 2], [0, 10]])
+    assert not found.problems
+    assert [note.split(": ")[1][:24] for note in found.notes] == [
+        "6 proposals were dropped",
+        "2 proposals were clipped",
+    ]
 
 
-@pytest.mark.parametrize(
-    "text", ["[]", '{"results": []}', '{"version": 1}', '{"results": {"v": 3}}', '{"results": {"v": [3]}}']
-)
+@pytest.mark.parametrize("text", ["[]", '{"results": []}', '{"version": 1}', '{"results": {}, "results": {}}'])
 def test_a_file_of_another_form_is_refused(tmp_path, text):
-    with pytest.raises(InputError):
-        load_proposals(written(tmp_path, text), {"v": 1.0})
+    with pytest.raises(InputError, match="Proposals_X_train.json"):
+        read_results(written(tmp_path, text))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from utils.datasets.profile import ACTIVITYNET_TIOU, THUMOS_TIOU
+from utils.errors import some
 from utils.run.report import REPORTED, aligned, columns, headline, row, spread, table, tags
 
 SPANS = ("0.1:0.5", "0.3:0.7", "0.1:0.7")
@@ -24,31 +25,21 @@ def metrics(first=0.7, tiou=THUMOS_TIOU, spans=SPANS, **more) -> dict:
 
 def test_columns_and_rows_are_the_authors_in_their_order():
     head = columns(THUMOS_TIOU, SPANS)
-    assert (
-        head
-        == (
-            "epoch mAP@0.1 mAP@0.2 mAP@0.3 mAP@0.4 mAP@0.5 mAP@0.6 mAP@0.7 "
-            "AVG(0.1:0.5) AVG(0.3:0.7) AVG(0.1:0.7) cls-mAP cls-acc"
-        ).split()
-    )
-    cells = dict(zip(head, row(metrics())))
-    assert len(row(metrics())) == len(head)
-    assert [cells[name] for name in ("epoch", "mAP@0.3", "AVG(0.1:0.7)", "cls-acc")] == [
-        "40",
-        "50.00",
-        "30.00",
-        "80.00",
-    ]
+    thresholds = [f"mAP@0.{i}" for i in range(1, 8)]
+    assert head == ["epoch", *thresholds, *(f"AVG({span})" for span in SPANS), "cls-mAP", "cls-acc"]
+    assert row(metrics()) == "40 70.00 60.00 50.00 40.00 30.00 20.00 10.00 50.00 40.00 30.00 90.00 80.00".split()
     assert columns(ACTIVITYNET_TIOU, ["0.5:0.95"])[1:4] == ["mAP@0.5", "mAP@0.55", "mAP@0.6"]
 
 
 def test_tags_are_the_authors_and_thresholds_are_shown_rounded():
     found = tags(metrics(tiou=[0.1, 0.2, 0.1 + 0.2, *THUMOS_TIOU[3:]]))  # linspace gives such values
-    start = "test_mAP/Detection mAP @ IoU = "
-    assert list(found) == [start + f"0.{i}" for i in range(1, 8)] + [start + s.replace(":", " : ") for s in SPANS] + [
-        f"test_mAP/Classification {name}" for name in ("mAP", "acc", "top-1")
-    ]
-    assert found[start + "0.3"] == pytest.approx(50) and found["test_mAP/Classification top-1"] == pytest.approx(85)
+    start, at = (
+        "test_mAP/Detection mAP @ IoU = ",
+        [f"0.{i}" for i in range(1, 8)] + [s.replace(":", " : ") for s in SPANS],
+    )
+    video = [f"test_mAP/Classification {name}" for name in ("mAP", "acc", "top-1")]
+    assert list(found) == [start + x for x in at] + video
+    assert found[start + "0.3"] == pytest.approx(50) and found[video[-1]] == pytest.approx(85)
 
 
 def test_a_number_that_does_not_exist_is_a_dash_no_tag_and_never_the_best():
@@ -60,8 +51,7 @@ def test_a_number_that_does_not_exist_is_a_dash_no_tag_and_never_the_best():
 
 def test_mean_and_deviation_over_seeds_are_those_of_the_sample():
     seeds = [metrics(first) for first in (0.70, 0.74, 0.75)]
-    found = spread(seeds)
-    values = np.array([m["mAP"] for m in seeds])
+    found, values = spread(seeds), np.array([m["mAP"] for m in seeds])
     np.testing.assert_allclose(found["mean"]["mAP"], values.mean(0))
     np.testing.assert_allclose(found["std"]["mAP"], values.std(0, ddof=1))
     assert found["std"]["average"]["0.1:0.7"] == pytest.approx(values[:, 0].std(ddof=1))
@@ -104,5 +94,7 @@ def test_reported_averages_follow_from_the_reported_thresholds():
             assert np.mean(numbers[part]) == pytest.approx(average, abs=0.06)
 
 
-def test_lines_are_aligned():
+def test_lines_are_aligned_and_names_shortened():
     assert aligned([["a", "bb"], ["ccc", "d"]]) == ["a    bb", "ccc   d"]
+    assert some(["a", "b"]) == "a, b" and some(list("abcdefg"), 2) == "a, b and 5 more"
+    assert some(["\x1b[31m"]) == "\\x1b[31m"

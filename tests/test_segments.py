@@ -8,9 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from utils.datasets.annotations import read_annotations
 from utils.errors import InputError
-from utils.files import load_json
 from utils.segments import Segments, check_units, spelled, tiou, to_snippets
 
 
@@ -109,17 +107,3 @@ def test_times_that_cannot_be_seconds(segment_s, words):
     problem = check_units(segment_s, np.full(len(segment_s), 20.0), "instances", "a.csv")
     assert (problem is None) == (words is None) and (words is None or re.search(words, str(problem))), problem
     assert check_units(segment_s, np.full(len(segment_s), np.nan), "instances", "a.csv") is None
-
-
-def test_real_annotations_and_proposals_are_seconds(shared):
-    for name, path in (("Thumos14reduced", "proposals_P_w"), ("ActivityNet1.3", None), ("GTEA", ".")):
-        folder = shared / "data" / name
-        annotations, instances, *_ = read_annotations(folder / f"{name}-Annotations")
-        assert check_units(instances.segment_s, annotations.duration_s[instances.video], "instances") is None
-        results = load_json(folder / path / f"Proposals_{name}_test.json")["results"] if path else {}
-        length_s = dict(zip(annotations.videos, annotations.duration_s))
-        pairs = [(entry["segment"], length_s[video]) for video, entries in results.items() for entry in entries]
-        if pairs:
-            segment_s, seconds = (np.asarray(column) for column in zip(*pairs))
-            assert check_units(segment_s, seconds, "proposals") is None
-            assert "frames" in str(check_units(segment_s * 30, seconds, "proposals"))

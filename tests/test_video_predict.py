@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import main
 import proposals
 from eval.inference import TRAINED_WITH
+from generators.lac import LAC, Settings
 from model import SEAL, save_model
 from options import parse
 from tests import tiny
@@ -19,6 +21,7 @@ from tests.outcome import outcome, refused
 from tests.runs import read
 from tests.video_files import make_video
 from utils.datasets.profile import load_profile
+from utils.files import save_checkpoint
 from utils.run.experiment import plain
 from utils.tools import check, extract
 from utils.video.i3d import I3D
@@ -48,6 +51,13 @@ def checkpoint(path: Path, width: int = 1024) -> Path:
     return path
 
 
+def proposal_maker(path: Path) -> Path:
+    info = {"method": "lac", "dataset": "Tiny", "classes": ["jump", "throw"], "settings": asdict(Settings()), **RATE}
+    info.update(simulated=[], trained_on={"features": "0"})
+    save_checkpoint(path, {"maker": info, "network": LAC(1024, 2).state_dict()})
+    return path
+
+
 def predict(folder: Path, model: Path, *more):
     words = ["--run_type", "predict", "--pretrained_ckpt", model, "--exp_dir", folder / "out", "--device", "cpu"]
     return outcome(main.main, [*words, *more])
@@ -71,10 +81,20 @@ def test_from_videos_to_pictures(weights, tmp_path):
     done = predict(tmp_path, model, *words, "--features_out", tmp_path / "f")
     assert done.status == 0 and "1 of 1 videos have their features already" in done.log and "left out" not in done.log
     assert [p.name for p in (tmp_path / "out" / "timelines").iterdir()] == ["b.png"]
+    words[4:] = ["--proposals_ckpt", proposal_maker(tmp_path / "maker.pkl")]
+    assert predict(tmp_path, model, *words, "--features_out", tmp_path / "f").status == 0
+    assert list(read(tmp_path / "out", "detections")["results"]) == ["b"]
+    words[4:] = ["--proposals", "windows"]
     how = ["windows", "--features", tmp_path / "f", "--output", tmp_path / "p.json"]
     assert "of 2 videos" in outcome(proposals.main, how).out
-    assert predict(tmp_path, model, *words[:-1], tmp_path / "p.json").status == 0
+    words[-1:] = [tmp_path / "p.json", "--features_out", tmp_path / "f"]
+    assert "left out" not in predict(tmp_path, model, *words).log
     assert list(read(tmp_path / "out", "detections")["results"]) == ["b"]
+    (tmp_path / "p.json").write_text('{"results": {"a": [{"segment": [0, 1]}], "c": [{"segment": [0, 1]}]}}')
+    words[1:2] = [tmp_path / "videos" / name for name in ("a.mp4", "b.mp4")]
+    done = predict(tmp_path, model, *words)
+    assert done.status == 0 and "1 videos have no proposals and are left out: b" in done.log
+    words[1:3] = [tmp_path / "videos" / "b.mp4"]
     how = ["--videos", words[1], "--out", tmp_path / "f", "--rgb_weights", weights, "--device", "cpu"]
     done = outcome(extract.main, [*how, "--classes", "2", "--attention", model])
     assert done.status == 0 and (tmp_path / "f" / "classes" / "b.png").stat().st_size > 1000
@@ -87,7 +107,10 @@ def test_a_model_of_other_features_is_refused_before_the_work(tmp_path):
     line = ["--videos", tmp_path, "--proposals", "windows"]
     refused(predict(tmp_path, checkpoint(tmp_path / "m.pkl", 2048), *line), "width 2048", "1024", "--flow_weights")
     refused(predict(tmp_path, checkpoint(tmp_path / "n.pkl"), *line[:-1], tmp_path / "no.json"), "no.json")
-    refused(predict(tmp_path, tmp_path / "n.pkl", *line, "--features", tmp_path), "one of them")
+    refused(predict(tmp_path, tmp_path / "n.pkl", *line, "--features", tmp_path), "--videos, one of them")
+    line[2:] = ["--proposals_ckpt", tmp_path / "no.pkl"]
+    refused(predict(tmp_path, tmp_path / "n.pkl", *line), "no.pkl")
+    refused(predict(tmp_path, tmp_path / "n.pkl", *line, "--proposals", "windows"), "--proposals_ckpt, one of them")
     refused(predict(tmp_path, tmp_path / "n.pkl", "--features", *line[1:], "--features_out", "o"), "go with --videos")
 
 
@@ -101,6 +124,12 @@ def test_the_rate_is_said_beside_the_features(tmp_path):
     assert done.status == 0 and "50 frames a second" in done.log and "trained at 25 and 16" in done.log
     done = predict(tmp_path, model, *words, "--feature_fps", "10")
     assert "10 frames a second" in done.log and "says feature_fps 50: the command line says otherwise" in done.log
+    maker, made = proposal_maker(tmp_path / "maker.pkl"), tmp_path / "p.json"  # nor is features.json a video to it
+    done = predict(tmp_path, model, *words[:2], "--proposals_ckpt", maker)
+    assert done.status == 0 and "50 frames a second" in done.log and "left out" not in done.log
+    how = ["--checkpoint", maker, "--features", folder, "--output", made, "--device", "cpu"]
+    assert "50 frames a second" in outcome(proposals.main, ["generate", *how]).log
+    assert list(json.loads(made.read_text())["results"]) == ["v"]
     (folder / "features.json").write_text(json.dumps({**RATE, "modalities": 2}))
     refused(predict(tmp_path, model, *words), "features of 2 streams for a checkpoint of 1")
     (folder / "features.json").write_text('{"feature_fps": "fast"}')

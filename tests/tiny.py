@@ -7,6 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+ANNOTATIONS, FEATURES = "Tiny-Annotations", "Tiny-I3D-JOINTFeatures"
+TRAIN, TEST, PROFILE = "Proposals_Tiny_train.json", "Proposals_Tiny_test.json", "dataset.json"
+FEATURE, CLASSES, VIDEOS = f"{FEATURES}/video_01.npy", f"{ANNOTATIONS}/classlist.npy", f"{ANNOTATIONS}/videoname.npy"
+WEAK, SEGMENTS, DURATION = (f"{ANNOTATIONS}/{name}.npy" for name in ("labels_all", "segments", "duration"))
+
 
 def objects(values) -> np.ndarray:
     array = np.empty(len(values), dtype=object)

@@ -34,7 +34,7 @@ class Segments:
     score: Optional[np.ndarray] = None  # float64 [N]; None: instances
 
     def __post_init__(self) -> None:
-        n, score = len(self.video), np.zeros(len(self.video)) if self.score is None else self.score
+        n, score = len(self.video), 0.0 * self.label if self.score is None else self.score
         shapes = [column.shape for column in (self.video, self.segment_s, self.label, score)]
         if shapes != [(n,), (n, 2), (n,), (n,)]:
             raise ValueError(f"segments with columns of shapes {shapes}")
@@ -63,8 +63,7 @@ class Segments:
     def to_json(self, version: str = "") -> Dict:
         """Detections as the document above: every video is named, order kept; the official evaluator takes it."""
         results: Dict[str, List[Dict]] = {video: [] for video in self.videos}
-        columns = (self.video.tolist(), self.segment_s.tolist(), self.label.tolist(), self.score.tolist())
-        for video, segment, label, score in zip(*columns):
+        for video, segment, label, score in zip(self.video, self.segment_s.tolist(), self.label, self.score.tolist()):
             results[self.videos[video]].append({"segment": segment, "label": self.classes[label], "score": score})
         return {"version": version, "results": results, "external_data": {}}
 
@@ -79,33 +78,29 @@ class Segments:
         results = document.get("results") if isinstance(document, dict) else None
         if not isinstance(results, dict):
             raise InputError("no 'results' of videos", where, 'expected {"results": {VIDEO: [detections]}}')
-        video: List[int] = []
-        entries: List[dict] = []
+        index = {name: i for i, name in enumerate(classes)}
+        unknown: Counter = Counter()
+        rows = []
         for i, (name, detections) in enumerate(results.items()):
             if not isinstance(detections, list):
                 raise InputError("not a list of detections", f"{where}, {name}", FORM)
             for k, entry in enumerate(detections):
                 if not _well_formed(entry):
                     raise InputError(f"malformed detection {ascii(entry)[:80]}", f"{where}, {name}, index {k}", FORM)
-            video += [i] * len(detections)
-            entries += detections
-        index = {name: i for i, name in enumerate(classes)}
-        unknown = Counter(entry["label"] for entry in entries if entry["label"] not in index)
-        known = [k for k, entry in enumerate(entries) if entry["label"] in index]
-        label = np.asarray([index[entries[k]["label"]] for k in known], dtype=np.int64)
-        segment_s = np.asarray([entries[k]["segment"] for k in known], dtype=np.float64).reshape(-1, 2)
-        score = np.asarray([entries[k]["score"] for k in known], dtype=np.float64)
-        return cls(
-            tuple(classes), tuple(results), np.asarray(video, dtype=np.int64)[known], segment_s, label, score
-        ), dict(unknown)
+                if entry["label"] in index:
+                    rows.append((i, *entry["segment"], index[entry["label"]], entry["score"]))
+                else:
+                    unknown[entry["label"]] += 1
+        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 5)
+        video, label = columns[:, 0].astype(np.int64), columns[:, 3].astype(np.int64)
+        return cls(tuple(classes), tuple(results), video, columns[:, 1:3], label, columns[:, 4]), dict(unknown)
 
 
-def _well_formed(entry: object) -> bool:
+def _well_formed(entry: dict) -> bool:
     try:
-        start, end = entry["segment"]  # type: ignore[index]
-        numbers = (start, end, entry["score"])  # type: ignore[index]
-        typed = all(type(x) in (int, float) for x in numbers) and isinstance(entry["label"], str)  # type: ignore[index]
-        return typed and all(map(math.isfinite, numbers)) and start <= end
+        (start, end), score = entry["segment"], entry["score"]
+        typed = {type(start), type(end), type(score)} <= {int, float} and isinstance(entry["label"], str)
+        return typed and all(map(math.isfinite, (start, end, score))) and start <= end
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
 
@@ -148,10 +143,10 @@ def check_units(segment_s: np.ndarray, length_s: np.ndarray, what: str, where: o
     if not number:
         return None
     beyond = float((segment_s[:, 1] > 1.05 * length_s + 1).mean())
+    text = todo = None
     if beyond >= MOST:
-        text = f"{100 * beyond:.0f} % of {number:,} {what} end after their video"
-        return InputError(text, where, "are these frames? times must be seconds")
-    if number >= 5 and segment_s.max() <= 1 and np.median(length_s) >= 5:
+        text, todo = f"{100 * beyond:.0f} % of {number:,} {what} end after their video", "are these frames?"
+    elif number >= 5 and segment_s.max() <= 1 and np.median(length_s) >= 5:
         text = f"all {number:,} {what} are in the first second of videos of {np.median(length_s):.0f} s"
-        return InputError(text, where, "are these fractions of the video? times must be seconds")
-    return None
+        todo = "are these fractions of the video?"
+    return InputError(text, where, f"{todo} times must be seconds") if text else None

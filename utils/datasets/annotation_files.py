@@ -13,7 +13,7 @@ import math
 import re
 from io import StringIO
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import pandas as pd
@@ -24,31 +24,31 @@ from utils.files import load_array, load_json
 
 COLUMNS = ("video", "subset", "label", "start", "end", "duration")  # of a CSV; the first three are required
 CSV_FORM = "expected the columns video,subset,label[,start,end[,duration]] (seconds), README 'Own data'"
-THUMOS_SUBSETS = {"val": "validation", "test": "test"}
+JSON_FORM = 'expected {"subset", "duration", "annotations": [{"segment": [s, e], "label"}]}'
+
+
+class Entry(NamedTuple):
+    """One video, its names and times as they were written."""
+
+    video: str
+    subset: str
+    duration: float  # seconds, NaN where unknown
+    weak: List[str]  # video-level labels
+    labels: List[str]  # of the instances
+    times: Any  # of the instances, unchecked: a list of [start, end]
 
 
 class Table(NamedTuple):
-    """What every form comes to before it is checked; one entry a video, but for the classes."""
+    """What every form comes to before it is checked."""
 
     classes: Optional[List[str]]  # None: the labels' own, in alphabetical order
-    videos: List[str]
-    subset: List[str]
-    duration: Sequence[float]  # seconds, NaN where unknown
-    weak: List[List[str]]  # video-level labels
-    labels: List[List[str]]  # of the instances
-    times: List[Any]  # of the instances, unchecked: a list of [start, end]
-    npy: bool = False
-
-    def place(self, path: Path, name: str) -> Path:
-        """The file that an error about these values should name."""
-        return path / f"{name}.npy" if self.npy else path
+    entries: List[Entry]
 
 
 def read_table(path: Path, problems: List[InputError]) -> Table:
     """Read annotations of any form; what is wrong with one video joins ``problems``, anything else is raised."""
     if path.is_dir():
-        texts = {file: re.fullmatch(r"(.+)_(val|test)\.txt", file.name) for file in sorted(path.rglob("[!.]*.txt"))}
-        texts = {file: match for file, match in texts.items() if match}
+        texts = [file for file in sorted(path.rglob("[!.]*_*.txt")) if re.search("_(val|test)$", file.stem)]
         return _from_texts(texts, problems) if texts and not any(path.glob("*.npy")) else _from_npy(path)
     if not path.is_file():
         raise InputError("no annotations", path, WHERE_FROM)
@@ -67,86 +67,80 @@ def _seconds(value: object) -> float:
 def pairs_of(times: object) -> Optional[np.ndarray]:
     """float64 [K, 2] of a list of segments, numbers or text; None where it is anything else."""
     try:
-        values = [list(pair) for pair in times if isinstance(pair, (list, tuple, np.ndarray))]
-        if len(values) < len(times) or any(len(pair) != 2 for pair in values):
+        if not all(isinstance(pair, (list, tuple, np.ndarray)) and len(pair) == 2 for pair in times):
             return None
-        return np.asarray([[_seconds(value) for value in pair] for pair in values], dtype=np.float64).reshape(-1, 2)
+        return np.asarray([[_seconds(value) for value in pair] for pair in times], dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-# ---- W-TALC's folder ------------------------------------------------------------------------------------------------
-
-
-def _names(values: object, where: object) -> List[str]:
-    """A list of names, whatever its container; a lone string is one name."""
-    flat = [values] if isinstance(values, (bytes, str)) else list(np.asarray(values, dtype=object).ravel())
-    odd = [name for name in flat if not isinstance(name, (bytes, str))]
-    if odd:
-        raise InputError(f"{ascii(odd[0])[:80]} is no name", where, WHERE_FROM)
-    return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in flat]
+def timed_lines(path: Path) -> Iterator[Tuple[str, str, Optional[np.ndarray]]]:
+    """(where it is, video, seconds [1, 2] or None where they are malformed) of each line ``VIDEO start_s end_s``."""
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.strip():
+            video, *times = line.split()
+            yield f"{path}, line {number}", video, pairs_of([times])
 
 
 def _from_npy(folder: Path) -> Table:
-    names = ("videoname", "classlist", "subset", "labels_all", "labels", "segments", "duration")
-    columns, paths = {}, {name: folder / f"{name}.npy" for name in names}
-    for name, path in paths.items():
-        if name != "duration" or path.exists():
-            columns[name] = load_array(path, objects=True, todo=WHERE_FROM)
-            if not columns[name].ndim:
-                raise InputError("one value where a list should be", path, WHERE_FROM)
-    videos, classes, subset = (_names(columns[name], paths[name]) for name in ("videoname", "classlist", "subset"))
-    for name in set(columns) - {"videoname", "classlist"}:
-        if len(columns[name]) != len(videos):
-            raise InputError(f"{len(columns[name])} {name} for {len(videos)} videos", paths[name], WHERE_FROM)
-    weak, labels = ([_names(entry, paths[name]) for entry in columns[name]] for name in ("labels_all", "labels"))
+    """W-TALC's folder: one .npy a column."""
+
+    def names(column: str, values: object) -> List[str]:
+        """A list of names, whatever its container; a lone string is one name."""
+        flat = [values] if isinstance(values, (bytes, str)) else np.asarray(values, dtype=object).ravel().tolist()
+        for name in flat:
+            if not isinstance(name, (bytes, str)):
+                raise InputError(f"{ascii(name)[:80]} is no name", folder / f"{column}.npy", WHERE_FROM)
+        return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in flat]
+
+    columns = {}
+    for name in ("videoname", "classlist", "subset", "labels_all", "labels", "segments", "duration"):
+        path = folder / f"{name}.npy"
+        if name == "duration" and not path.exists():
+            columns[name] = np.full(len(columns["videoname"]), np.nan)
+            continue
+        columns[name] = load_array(path, objects=True, todo=WHERE_FROM)
+        if not columns[name].ndim:
+            raise InputError("one value where a list should be", path, WHERE_FROM)
+        if name != "classlist" and len(columns[name]) != len(columns["videoname"]):
+            raise InputError(f"{len(columns[name])} {name} for {len(columns['videoname'])} videos", path, WHERE_FROM)
     try:
-        found = columns.get("duration", np.full(len(videos), np.nan))
-        duration = found.astype(np.float64, casting="unsafe" if found.dtype.kind in "OSU" else "same_kind").ravel()
+        seconds = columns["duration"]
+        casting = "unsafe" if seconds.dtype.kind in "OSU" else "same_kind"
+        duration = seconds.astype(np.float64, casting=casting).ravel()
     except (TypeError, ValueError):
-        raise InputError("not a list of seconds", paths["duration"], "give numbers, or delete the file") from None
-    return Table(classes, videos, subset, duration, weak, labels, list(columns["segments"]), npy=True)
+        where = folder / "duration.npy"
+        raise InputError("not a list of seconds", where, "give numbers, or delete the file") from None
+    videos, classes, subset = (names(name, columns[name]) for name in ("videoname", "classlist", "subset"))
+    weak, labels = ([names(name, entry) for entry in columns[name]] for name in ("labels_all", "labels"))
+    return Table(classes, [Entry(*row) for row in zip(videos, subset, duration, weak, labels, columns["segments"])])
 
 
-# ---- THUMOS14's text files ------------------------------------------------------------------------------------------
-
-
-def _from_texts(texts: Dict[Path, re.Match[str]], problems: List[InputError]) -> Table:
-    entries: Dict[str, Tuple[str, List[str], List[Any]]] = {}
-    ambiguous = [file for file, match in texts.items() if match[1].lower() == "ambiguous"]
-    for file in [*(file for file in texts if file not in ambiguous), *ambiguous]:
-        label, subset = texts[file][1], THUMOS_SUBSETS[texts[file][2]]
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            video, *times = line.split() or [""]
-            if pairs_of([times]) is None and video:
-                problems.append(InputError("not 'VIDEO start end'", f"{file}, line {number}", "fix this line"))
-            elif video in entries or (video and file not in ambiguous):
-                _, labels, segments = entries.setdefault(video, (subset, [], []))
-                labels.append(label)
-                segments.append(times)
-    videos = sorted(entries)
-    subset, labels, times = ([entries[video][k] for video in videos] for k in range(3))
-    return Table(None, videos, subset, [math.nan] * len(videos), labels, labels, times)
-
-
-# ---- ActivityNet JSON -----------------------------------------------------------------------------------------------
-
-
-def _name(value: object) -> str:
-    """A name in JSON, which may be a number; TypeError for anything else."""
-    if type(value) not in (str, int):
-        raise TypeError("not a name")
-    return str(value)
-
-
-def _list(value: object) -> list:
-    """A list in JSON; TypeError for anything else that could be iterated, such as text."""
-    if not isinstance(value, list):
-        raise TypeError("not a list")
-    return value
+def _from_texts(files: List[Path], problems: List[InputError]) -> Table:
+    """THUMOS14's own files, one a class; those named Ambiguous come last and add no video."""
+    entries: Dict[str, Entry] = {}
+    for file in sorted(files, key=lambda file: file.stem.lower().startswith("ambiguous_")):
+        label, split = file.stem.rsplit("_", 1)
+        subset = {"val": "validation", "test": "test"}[split]
+        for where, video, times in timed_lines(file):
+            if times is None:
+                problems.append(InputError("not 'VIDEO start end'", where, "fix this line"))
+            elif video in entries or label.lower() != "ambiguous":
+                names: List[str] = []
+                entry = entries.setdefault(video, Entry(video, subset, math.nan, names, names, []))
+                entry.labels.append(label)
+                entry.times.extend(times)
+    return Table(None, [entries[video] for video in sorted(entries)])
 
 
 def _from_json(path: Path, problems: List[InputError]) -> Table:
+    """ActivityNet's JSON."""
+
+    def typed(value: object, *types: type) -> Any:
+        if type(value) not in types:
+            raise TypeError
+        return value
+
     document = load_json(path)
     database = document.get("database") if isinstance(document, dict) else None
     if not isinstance(database, dict):
@@ -154,29 +148,24 @@ def _from_json(path: Path, problems: List[InputError]) -> Table:
     classes = document.get("classes")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
         raise InputError("'classes' is no list of names", path, "correct it or leave it out")
-    table = Table(classes, [], [], [], [], [], [])
+    entries = []
     for video, entry in database.items():
         try:
-            pairs = [(_name(a["label"]), a.get("segment")) for a in _list(entry.get("annotations", []))]
-            weak = entry.get("weak_labels", [label for label, _ in pairs])
-            weak = [_name(label) for label in ([weak] if isinstance(weak, str) else _list(weak))]
-            subset = _name(entry["subset"])
+            annotations = typed(entry.get("annotations", []), list)
+            own = [str(typed(a["label"], str, int)) for a in annotations]
+            weak = typed(entry.get("weak_labels", own), list, str)
+            weak = [str(typed(label, str, int)) for label in ([weak] if isinstance(weak, str) else weak)]
+            timed = [k for k, a in enumerate(annotations) if a.get("segment") is not None]
             duration = _seconds(entry["duration"]) if "duration" in entry else math.nan
+            subset, times = str(typed(entry["subset"], str, int)), [annotations[k]["segment"] for k in timed]
+            entries.append(Entry(video, subset, duration, weak, [own[k] for k in timed], times))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-            todo = 'expected {"subset", "duration", "annotations": [{"segment": [s, e], "label"}]}'
-            problems.append(InputError("not an ActivityNet entry", f"{path}, {video}", todo))
-            continue
-        timed = [pair for pair in pairs if pair[1] is not None]
-        values = (video, subset, duration, weak, [label for label, _ in timed], [segment for _, segment in timed])
-        for column, value in zip(table[1:], values):
-            column.append(value)
-    return table
-
-
-# ---- CSV ------------------------------------------------------------------------------------------------------------
+            problems.append(InputError("not an ActivityNet entry", f"{path}, {video}", JSON_FORM))
+    return Table(classes, entries)
 
 
 def _from_csv(path: Path, problems: List[InputError]) -> Table:
+    """A CSV, a row an instance; rows without times give a video's labels alone."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         separator = max(",;\t", key=text.split("\n", 1)[0].count)
@@ -187,51 +176,45 @@ def _from_csv(path: Path, problems: List[InputError]) -> Table:
         raise InputError(f"not UTF-8: {error.reason}", path, "save it as UTF-8") from None
     except ValueError as error:  # pandas' own are among them
         raise InputError(f"not a CSV of annotations: {error}", path, CSV_FORM) from None
-    head = ["".join(name.lower().split()) for name in frame.iloc[0]]
-    missing = [name for name in COLUMNS[:3] if name not in head]
-    twice = [name for name in COLUMNS if head.count(name) > 1]
+    frame.columns = ["".join(name.lower().split()) for name in frame.iloc[0]]
+    missing = [name for name in COLUMNS[:3] if name not in frame]
+    twice = [name for name in COLUMNS if list(frame).count(name) > 1]
     if missing or twice:
         what = f"no column {', '.join(missing)}" if missing else f"duplicate column {', '.join(twice)}"
         raise InputError(what, f"{path}, line 1", CSV_FORM)
-    if separator != ",":  # then a comma is a decimal one
-        frame = frame.apply(lambda column: column.str.replace(",", ".") if head[column.name] in COLUMNS[3:] else column)
-    columns = [frame[head.index(name)] if name in head else [""] * len(frame) for name in COLUMNS]
-    entries: Dict[str, Tuple] = {}
-    seen: set = set()
-    for number, row in list(enumerate(zip(*columns), 1))[1:]:
-        try:
-            if any(row):
-                _add_row(entries, seen, *row)
-        except ValueError as error:
-            problems.append(InputError(str(error), f"{path}, line {number}", "fix or remove this line"))
-    table = Table(None, list(entries), [], [], [], [], [])
-    for video, (subset, duration, weak, labels, times) in entries.items():
-        if labels and len(labels) < len(weak):
-            problems.append(InputError("some rows have times and some have not", f"{path}, {video}", CSV_FORM))
-        for column, value in zip(table[2:], (subset, duration[0] if duration else math.nan, weak, labels, times)):
-            column.append(value)
-    return table
+    frame = frame.loc[:, ~frame.columns.duplicated()].reindex(columns=COLUMNS, fill_value="").iloc[1:]
+    frame = frame[(frame != "").any(axis=1)]
+    text = frame[[*COLUMNS[3:]]].replace(["nan", "NaN"], "")
+    numbers = text.apply(lambda column: pd.to_numeric(column.str.replace(",", "."), errors="coerce"))
+    timed, half = text["start"] != "", (text["start"] != "") != (text["end"] != "")
+    rows = frame.assign(**numbers)
+    for what, check in (
+        ("a time that is no number", lambda rows: ((text != "") & numbers.isna()).any(axis=1)),
+        ("a row without video or subset", lambda rows: (rows["video"] == "") | (rows["subset"] == "")),
+        ("a row needs start, end and label together", lambda rows: half | (timed & (rows["label"] == ""))),
+        ("a video in two subsets", lambda rows: _differs(rows, "subset")),
+        ("a video with two durations", lambda rows: rows["duration"].notna() & _differs(rows, "duration")),
+        ("duplicate row", lambda rows: timed & rows.duplicated([*COLUMNS[:5]])),
+    ):
+        bad = check(rows)[rows.index]
+        for i in rows.index[bad]:
+            where = f"{path}, line {i + 1}"
+            problems.append(InputError(f"{what}: {frame.loc[i].tolist()}", where, "fix or remove this line"))
+        rows = rows[~bad]
+    entries: Dict[str, Entry] = {}
+    duration = rows.groupby("video")["duration"].first().to_dict()
+    for video, subset, label, start, end in zip(*(rows[name] for name in COLUMNS[:5])):
+        entry = entries.setdefault(video, Entry(video, subset, duration[video], [], [], []))
+        entry.weak.extend([label] if label else [])
+        if not math.isnan(start):
+            entry.labels.append(label)
+            entry.times.append([start, end])
+    for entry in entries.values():
+        if 0 < len(entry.labels) < len(entry.weak):
+            problems.append(InputError("some rows have times and some have not", f"{path}, {entry.video}", CSV_FORM))
+    return Table(None, list(entries.values()))
 
 
-def _add_row(entries: Dict[str, Tuple], seen: set, video: str, subset: str, label: str, *cells: str) -> None:
-    """One row of a CSV into its video's entry; ValueError says what is wrong with it."""
-    if not video or not subset:
-        raise ValueError("a row without video or subset")
-    start, end, duration = (float(cell) if cell else None for cell in cells)
-    if (start is None) != (end is None) or (start is not None and not label):
-        raise ValueError("a row needs start, end and label together")
-    own_subset, durations, weak, labels, times = entries.setdefault(video, (subset, [], [], [], []))
-    if own_subset != subset:
-        raise ValueError(f"{video!r} in two subsets")
-    if duration is not None and not math.isnan(duration):
-        if durations and durations[0] != duration:
-            raise ValueError(f"{video!r} with two durations")
-        durations[:] = [duration]
-    if start is not None:
-        if (video, label, start, end) in seen:
-            raise ValueError("duplicate row")
-        seen.add((video, label, start, end))
-        labels.append(label)
-        times.append([start, end])
-    if label:
-        weak.append(label)
+def _differs(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Whether a column has another value in the first row of the same video."""
+    return rows[name] != rows.groupby("video")[name].transform("first")

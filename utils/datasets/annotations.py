@@ -7,13 +7,13 @@ time stamps.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
-from utils.datasets.annotation_files import Table, pairs_of, read_table
+from utils.datasets.annotation_files import Table, pairs_of, read_table, timed_lines
 from utils.datasets.profile import WHERE_FROM, Profile
 from utils.errors import InputError
 from utils.files import save_array, write_text
@@ -55,82 +55,83 @@ def read_annotations(path: Path, profile: Optional[Profile] = None) -> Read:
     name where no other subset could be meant. A class "Ambiguous" is none: its intervals are ``ambiguous_s``.
     """
     problems: List[InputError] = []
-    notes: List[str] = []
     table = read_table(path, problems)
-    if profile is not None:
-        table = table._replace(subset=_spelled(table.subset, profile, notes))
     annotations = _annotations(path, table, problems)
     instances = _instances(path, table, annotations, problems)
-    annotations, instances, ambiguous_s = _without_ambiguous(annotations, instances, notes)
-    if not ambiguous_s:
+    annotations, instances, ambiguous_s = _without_ambiguous(annotations, instances)
+    notes = []
+    if ambiguous_s:
+        what = f"{sum(map(len, ambiguous_s.values()))} intervals in {len(ambiguous_s)} videos are no instances"
+        notes.append(f"'Ambiguous' is no action class: {what}; they serve as ambiguous intervals")
+    else:
         ambiguous_s = read_ambiguous((path if path.is_dir() else path.parent) / AMBIGUOUS_FILE, annotations.videos)
+    if profile is not None:
+        renamed = _renamed(set(annotations.subset), profile)
+        annotations = replace(annotations, subset=tuple(renamed.get(name, name) for name in annotations.subset))
+        notes += [f"subset {old!r} is taken as {new!r} (dataset.json can name it)" for old, new in renamed.items()]
     return Read(annotations, instances, ambiguous_s, problems, notes)
 
 
 def read_ambiguous(path: Path, videos: Sequence[str]) -> Dict[str, np.ndarray]:
     """Ambiguous_test.txt, lines ``VIDEO start_s end_s``: video -> float64 [K, 2] seconds; a missing file is empty."""
     intervals: Dict[str, List[np.ndarray]] = {}
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split()
-        pairs = pairs_of([fields[1:]]) if fields else None
-        if fields and (pairs is None or pairs[0, 0] > pairs[0, 1]):
-            raise InputError("not 'VIDEO start end', start <= end", f"{path}, line {number}", "fix this line")
-        if fields:
-            intervals.setdefault(fields[0], []).append(pairs[0])
+    for where, video, times in timed_lines(path) if path.is_file() else ():
+        if times is None or times[0, 0] > times[0, 1]:
+            raise InputError("not 'VIDEO start end', start <= end", where, "fix this line")
+        intervals.setdefault(video, []).extend(times)
     return {video: np.asarray(intervals[video]) for video in videos if video in intervals}
 
 
-def _spelled(subset: List[str], profile: Profile, notes: List[str]) -> List[str]:
-    """The subset of each video, under the profile's names where it is clear which one is meant."""
-    names, meant = sorted(set(subset)), {}
-    for role, wanted, groups in (
-        ("train_subset", profile.train_subset, ("train", profile.train_subset)),
-        ("test_subset", profile.test_subset, (profile.test_subset, "test", "validation")),
-    ):
-        free = [name for name in names if name not in (profile.train_subset, profile.test_subset, *meant)]
-        for group in groups if wanted not in names else ():
-            spellings = next((s for s in SPELLINGS if group.lower() in s), {group.lower()})
+def _renamed(names: Set[str], profile: Profile) -> Dict[str, str]:
+    """{a subset of the file: the profile's name of it}, where another spelling makes clear which one is meant."""
+    renamed: Dict[str, str] = {}
+    train, test = profile.train_subset, profile.test_subset
+    for wanted, words in ((train, ("train", train)), (test, (test, "test", "validation"))):
+        usual = any(wanted.strip().lower() in s for s in SPELLINGS)  # a name of one's own means itself alone
+        for word in words if usual and wanted not in names else ():
+            spellings = next((s for s in SPELLINGS if word.lower() in s), {word.lower()})
+            free = names - {train, test, *renamed}
             matches = [name for name in free if name.strip().lower() in spellings]
             if matches:
-                if len(matches) == 1:
-                    meant[matches[0]] = wanted
-                    notes.append(f"subset {matches[0]!r} is taken as {wanted!r}, the {role} (dataset.json can name it)")
+                renamed.update({matches[0]: wanted} if len(matches) == 1 else {})
                 break
-    return [meant.get(name, name) for name in subset]
+    return renamed
 
 
 def _annotations(path: Path, table: Table, problems: List[InputError]) -> Annotations:
     """The weak labels, checked in the same way for every form."""
     classes = table.classes
     if classes is None:
-        classes = sorted({label for labels in table.weak for label in labels})
-    for what, names, name in (("class", classes, "classlist"), ("video", table.videos, "videoname")):
-        if not names:
-            raise InputError(f"no {what}", table.place(path, name), WHERE_FROM)
+        classes = sorted({label for entry in table.entries for label in entry.weak})
+    videos, subset, duration_s, weak = (list(column) for column in list(zip(*table.entries))[:4] or [()] * 4)
+    for what, names, name in (("class", classes, "classlist"), ("video", videos, "videoname")):
         twice = [repr(name) for name, count in Counter(names).items() if count > 1]
-        if twice:
-            where = table.place(path, name)
-            raise InputError(f"duplicate {what} {', '.join(twice[:5])}", where, f"name each {what} once")
+        if twice or not names:
+            problem = f"duplicate {what} {', '.join(twice[:5])}" if twice else f"no {what}"
+            raise InputError(problem, _place(path, name), f"name each {what} once" if twice else WHERE_FROM)
     index = {name: i for i, name in enumerate(classes)}
-    for video, name in ((v, n) for v, names in zip(table.videos, table.weak) for n in names if n not in index):
-        where = f"{table.place(path, 'labels_all')}, {video}"
+    for video, name in [(v, name) for v, names in zip(videos, weak) for name in names if name not in index]:
+        where = f"{_place(path, 'labels_all')}, {video}"
         problems.append(InputError(f"unknown class {name!r}", where, "add it to the list of classes"))
-    weak = tuple(tuple(dict.fromkeys(index[n] for n in names if n in index)) for names in table.weak)
-    duration_s = np.asarray(table.duration, dtype=np.float64)
-    return Annotations(tuple(classes), tuple(table.videos), tuple(table.subset), duration_s, weak)
+    labels = tuple(tuple(dict.fromkeys(index[name] for name in names if name in index)) for names in weak)
+    return Annotations(tuple(classes), tuple(videos), tuple(subset), np.asarray(duration_s, np.float64), labels)
+
+
+def _place(path: Path, name: str) -> Path:
+    """The file that an error about these values should name: in a folder, the column's."""
+    return path / f"{name}.npy" if path.is_dir() and (path / f"{name}.npy").exists() else path
 
 
 def _instances(path: Path, table: Table, annotations: Annotations, problems: List[InputError]) -> Segments:
     """The time stamps of the videos that have nothing wrong with theirs."""
     index = {name: i for i, name in enumerate(annotations.classes)}
     video, label, seconds = [], [], [np.zeros((0, 2))]
-    for i, (names, times) in enumerate(zip(table.labels, table.times)):
-        pairs, unknown = pairs_of(times), [name for name in names if name not in index]
+    for i, entry in enumerate(table.entries):
+        pairs, unknown = pairs_of(entry.times), [name for name in entry.labels if name not in index]
         if pairs is None:
             problem = "segments are not pairs of finite seconds", "give [start, end] each"
-        elif len(pairs) != len(names):
-            problem = f"{len(pairs)} segments and {len(names)} labels", "give each segment one label"
+        elif len(pairs) != len(entry.labels):
+            problem = f"{len(pairs)} segments and {len(entry.labels)} labels", "give each segment one label"
         elif (pairs[:, 1] < pairs[:, 0]).any():
             problem = "a segment that ends before it starts", "swap its two times"
         elif (pairs < 0).any():
@@ -140,55 +141,46 @@ def _instances(path: Path, table: Table, annotations: Annotations, problems: Lis
         else:
             video += [i] * len(pairs)
             seconds.append(pairs)
-            label += [index[name] for name in names]
+            label += [index[name] for name in entry.labels]
             continue
-        what, todo = problem
-        problems.append(InputError(what, f"{table.place(path, 'segments')}, {table.videos[i]}", todo))
+        problems.append(InputError(problem[0], f"{_place(path, 'segments')}, {entry.video}", problem[1]))
     columns = (np.asarray(video, dtype=np.int64), np.concatenate(seconds), np.asarray(label, dtype=np.int64))
     return Segments(annotations.classes, annotations.videos, *columns)
 
 
 def _without_ambiguous(
-    annotations: Annotations, instances: Segments, notes: List[str]
+    annotations: Annotations, instances: Segments
 ) -> Tuple[Annotations, Segments, Dict[str, np.ndarray]]:
     """THUMOS14's "Ambiguous" taken out of the classes, and its intervals by video."""
     ambiguous = np.asarray([name.lower() == "ambiguous" for name in annotations.classes])
-    if not ambiguous.any():
-        return annotations, instances, {}
     new, mine = np.cumsum(~ambiguous) - 1, ambiguous[instances.label]
     classes = tuple(name for name, odd in zip(annotations.classes, ambiguous) if not odd)
     labels = tuple(tuple(int(new[c]) for c in weak if not ambiguous[c]) for weak in annotations.labels)
-    names = annotations.videos
-    intervals = {names[i]: instances.segment_s[mine & (instances.video == i)] for i in np.unique(instances.video[mine])}
-    what = f"'Ambiguous' is no action class: {int(mine.sum())} intervals in {len(intervals)} videos"
-    notes.append(f"{what} are no instances; they serve as ambiguous intervals")
-    kept = Segments(
-        classes, names, instances.video[~mine], instances.segment_s[~mine], new[instances.label[~mine]].astype(np.int64)
-    )
-    return Annotations(classes, names, annotations.subset, annotations.duration_s, labels), kept, intervals
+    video, segment_s = instances.video, instances.segment_s
+    intervals = {annotations.videos[i]: segment_s[mine & (video == i)] for i in np.unique(video[mine])}
+    kept = Segments(classes, annotations.videos, video[~mine], segment_s[~mine], new[instances.label[~mine]])
+    return replace(annotations, classes=classes, labels=labels), kept, intervals
 
 
 def write_annotations(
     folder: Path, annotations: Annotations, instances: Segments, ambiguous_s: Dict[str, np.ndarray]
 ) -> None:
     """Write W-TALC's files into ``folder``; ambiguous_s: video -> [K, 2] seconds, for Ambiguous_test.txt."""
-    classes = annotations.classes
     own = [np.flatnonzero(instances.video == i) for i in range(len(annotations.videos))]
-
-    def column(values: Sequence) -> np.ndarray:
-        array = np.empty(len(values), dtype=object)
-        array[:] = values
-        return array
-
+    columns = {
+        "labels_all": [[annotations.classes[c] for c in weak] for weak in annotations.labels],
+        "labels": [[annotations.classes[c] for c in instances.label[rows]] for rows in own],
+        "segments": [instances.segment_s[rows].tolist() for rows in own],
+    }
     arrays = {
-        "classlist": np.array(classes),
+        "classlist": np.array(annotations.classes),
         "videoname": np.array(annotations.videos),
         "subset": np.array(annotations.subset),
         "duration": annotations.duration_s,
-        "labels_all": column([[classes[c] for c in weak] for weak in annotations.labels]),
-        "labels": column([[classes[c] for c in instances.label[rows]] for rows in own]),
-        "segments": column([instances.segment_s[rows].tolist() for rows in own]),
     }
+    for name, lists in columns.items():
+        arrays[name] = np.empty(len(lists), dtype=object)
+        arrays[name][:] = lists
     for name, array in arrays.items():
         save_array(folder / f"{name}.npy", array, objects=True)
     if ambiguous_s:

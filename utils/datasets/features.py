@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from utils.datasets.annotations import Annotations
-from utils.datasets.feature_files import SUFFIXES, files_of, list_files, read_features
+from utils.datasets.feature_files import READERS, files_of, list_files, read_features
 from utils.datasets.profile import WHERE_FROM, Profile, contradictions
 from utils.errors import InputError, some
 from utils.files import content_hash, load_array
@@ -34,32 +35,28 @@ class Features:
         feature_size: Optional[int] = None,
         modalities: Optional[int] = 2,
     ):
-        self.sources = [Path(source) for source in sources]
-        self.modalities, self.cut = modalities, {}
-        self._stated_size, self._layout, self._joint, self._notes = feature_size, None, None, []
+        self.sources, self.modalities, self.cut = [Path(source) for source in sources], modalities, {}
+        self._stated_size, self._joint, self._notes = feature_size, None, []
         self._row: Dict[str, int] = {}  # of a joint array
         self._listed: List[Dict[str, Path]] = []  # name -> file, of RGB and of flow, or of both together
         self._files: List[Dict[str, Path]] = []  # video -> file, likewise
         if self.sources[0].is_file():
             self._row = {video: i for i, video in enumerate(all_videos)}
         else:
-            self._find_files(all_videos)
-        self.parts = max(1, len(self._files))  # in how many pieces a video's features come
-        self.videos = tuple(v for v in all_videos if v in self._row or all(v in f for f in self._files or [{}]))
+            self._listed = [files for folder in self.sources for files in list_files(folder)]
+        self.parts = max(1, len(self._listed))  # in how many pieces a video's features come
+        if self.parts > 2:
+            raise InputError("rgb/ and flow/ inside the folders of RGB and flow", self.sources[0], "give one folder")
+        for files in self._listed:
+            mine, note = files_of(files, all_videos)
+            self._files.append(mine)
+            self._notes += [note] if note else []
+        self.videos = tuple(v for v in all_videos if all(v in files for files in self._files or [self._row]))
         if not self.videos:
             names = [path.name for files in self._listed for path in files.values()]
             names = names or sorted(path.name for path in self.sources[0].iterdir()) or ["nothing"]
-            todo = f"files are found by video name, such as {all_videos[0]}; forms that are read: {' '.join(SUFFIXES)}"
+            todo = f"files are found by video name, such as {all_videos[0]}; forms that are read: {' '.join(READERS)}"
             raise InputError(f"no annotated video has a feature file: found {some(names)}", self.sources[0], todo)
-
-    def _find_files(self, videos: Sequence[str]) -> None:
-        self._listed = [files for folder in self.sources for files in list_files(folder)]
-        if len(self._listed) > 2:
-            raise InputError("rgb/ and flow/ inside the folders of RGB and flow", self.sources[0], "give one folder")
-        for files in self._listed:
-            mine, note = files_of(files, videos)
-            self._files.append(mine)
-            self._notes += [note] if note else []
 
     @property
     def notes(self) -> List[str]:
@@ -73,16 +70,42 @@ class Features:
             notes.append(f"RGB and flow of {len(self.cut)} videos differ in length by up to {most}: the longer is cut")
         return notes
 
-    @property
+    @cached_property
     def layout(self) -> Tuple[int, bool]:
-        """(2D, are the files [2D, T]?); looked up on first use: a finished cache needs no feature."""
-        if self._layout is None:
-            layout = self._find_layout(self._stated_size)
-            if layout[0] % 2 and self.modalities != 1:
-                todo = 'RGB and flow must be of one width; "modalities": 1 in dataset.json where there is one stream'
-                raise InputError(f"features of odd width {layout[0]}", self.sources[0], todo)
-            self._layout = layout
-        return self._layout
+        """(2D, are the files [2D, T]?), by most of the first files; not looked up before a feature is needed.
+
+        Damaged and odd files have no say where most are of one width: they are refused, by name, when they are read.
+        """
+        shapes, stated = self._shapes(), self._stated_size and self._stated_size // self.parts
+        counts = [Counter(shape[axis] for shape in shapes) for axis in (1, 0)]  # of widths: if [T, 2D], and if [2D, T]
+        width, other = (stated or count.most_common(1)[0][0] for count in counts)
+        plain, transposed = counts[0][width], counts[1][other] if self._files else 0  # a joint array is [T, 2D]
+        if plain == transposed == len(shapes):
+            what = f"[T, 2D] and [2D, T] cannot be told apart: every file is {other} x {width}"
+            raise InputError(
+                what, self.sources[0], "add a video of another length" if stated else "state --feature_size"
+            )
+        if 2 * max(plain, transposed) <= len(shapes):
+            what = f"features of shapes {sorted(set(shapes))[:3]}" + (f", not of width {stated}" if stated else "")
+            todo = "leave out --feature_size, or give" if stated else "give --feature_size,"
+            raise InputError(what, self.sources[0], f"{todo} that of RGB and flow together")
+        size = self.parts * (width if plain >= transposed else other)
+        if size % 2 and self.modalities != 1:
+            todo = 'RGB and flow must be of one width; "modalities": 1 in dataset.json where there is one stream'
+            raise InputError(f"features of odd width {size}", self.sources[0], todo)
+        return size, plain < transposed
+
+    def _shapes(self) -> List[Tuple[int, int]]:
+        """The shapes of the first readable files; InputError of the first where none is."""
+        shapes, problems = [], []
+        for video in self.videos[:64]:
+            try:
+                shapes.append(self._raw(video, 0, mmap=True).shape)
+            except InputError as error:
+                problems.append(error)
+        if not shapes:
+            raise problems[0]
+        return shapes
 
     @property
     def simulated(self) -> Optional[Path]:
@@ -96,14 +119,23 @@ class Features:
 
     def read(self, video: str) -> np.ndarray:
         """[T, 2D] of one video, of the type and with the values that are in its file."""
-        parts = [self._part(video, source) for source in range(self.parts)]
-        lengths = [len(part) for part in parts]
-        if max(lengths) - min(lengths) > MAX_CUT:
-            what = f"RGB has {lengths[0]} snippets and flow {lengths[1]}"
+        size, transposed = self.layout
+        width, parts = size // self.parts, []
+        for source in range(self.parts):
+            part = self._raw(video, source)
+            parts.append(part.T if transposed else part)
+            if parts[-1].shape[1] != width:
+                what = f"features of width {parts[-1].shape[1]}, not {width}"
+                if source:
+                    what = f"flow of width {parts[-1].shape[1]} and RGB of width {width}, which must be equal"
+                raise InputError(what, self._where(video, source), "every video needs the same feature_size")
+        shortest, longest = min(map(len, parts)), max(map(len, parts))
+        if longest - shortest > MAX_CUT:
+            what = f"RGB has {len(parts[0])} snippets and flow {len(parts[1])}"
             raise InputError(what, self._where(video), "extract them at one stride")
-        if max(lengths) > min(lengths):
-            self.cut[video] = max(lengths) - min(lengths)
-        return parts[0] if len(parts) == 1 else np.concatenate([part[: min(lengths)] for part in parts], axis=1)
+        if longest > shortest:
+            self.cut[video] = longest - shortest
+        return parts[0] if len(parts) == 1 else np.concatenate([part[:shortest] for part in parts], axis=1)
 
     def sound(self, video: str, array: np.ndarray) -> np.ndarray:
         """``array`` of a video as float32, if T > 0 and every value is finite."""
@@ -140,13 +172,13 @@ class Features:
         return f"{self._files[source][video] if self._files else self.sources[0]}, {video}"
 
     def _raw(self, video: str, source: int, mmap: bool = False) -> np.ndarray:
-        if not self._files:
-            array = self._joint_array()[self._row[video]]
-        else:
+        """The array of a video in one source, of rank 2 and of numbers."""
+        if self._files:
             array = read_features(self._files[source][video], mmap)
+        else:
+            array = self._joint_array()[self._row[video]]
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
-            shape = getattr(array, "shape", type(array).__name__)
-            what = f"not a [T, 2D] array of numbers but {shape}"
+            what = f"not a [T, 2D] array of numbers but {getattr(array, 'shape', type(array).__name__)}"
             raise InputError(what, self._where(video, source), "extract it again")
         return array
 
@@ -160,56 +192,6 @@ class Features:
                 raise InputError(what, self.sources[0], "features and annotations must be of one release")
             self._joint = joint
         return self._joint
-
-    def _part(self, video: str, source: int) -> np.ndarray:
-        array = self._raw(video, source)
-        feature_size, transposed = self.layout
-        width = feature_size // self.parts
-        array = array.T if transposed else array
-        if array.shape[1] != width:
-            what = f"features of width {array.shape[1]}, not {width}"
-            if source:
-                what = f"flow of width {array.shape[1]} and RGB of width {width}, which must be equal"
-            raise InputError(what, self._where(video, source), "every video needs the same feature_size")
-        return array
-
-    def _find_layout(self, feature_size: Optional[int]) -> Tuple[int, bool]:
-        """(2D, are the files [2D, T]?) from a joint array (always [T, 2D]) or from the shapes of per-video files.
-
-        Damaged and odd files have no say where most are of one width: they are refused, by name, when they are read.
-        """
-        parts, shapes = self.parts, self._shapes()
-        widths = [Counter(shape[axis] for shape in shapes) for axis in (1, 0)]  # if [T, 2D], and if [2D, T]
-        if feature_size is None:
-            (width, count), (other, other_count) = (counter.most_common(1)[0] for counter in widths)
-        else:
-            width = other = feature_size // parts
-            count, other_count = widths[0][width], widths[1][width]
-        if not self._files:
-            if feature_size not in (None, widths[0].most_common(1)[0][0]):
-                what = f"features of width {widths[0].most_common(1)[0][0]}, not {feature_size}"
-                raise InputError(what, self.sources[0], "leave out --feature_size")
-            return width, False
-        if count == other_count == len(shapes):
-            what = f"[T, 2D] and [2D, T] cannot be told apart: every file is {other} x {width}"
-            todo = "state --feature_size" if feature_size is None else "add a video of another length"
-            raise InputError(what, self.sources[0], todo)
-        if 2 * max(count, other_count) <= len(shapes):
-            what = f"files of shapes {sorted(set(shapes))[:3]}, " + f"not of width {width}" * (feature_size is not None)
-            raise InputError(what.rstrip(", "), self.sources[0], "give --feature_size, RGB and flow together")
-        return (width * parts, False) if count >= other_count else (other * parts, True)
-
-    def _shapes(self) -> List[Tuple[int, int]]:
-        """The shapes of the first readable files; InputError of the first where none is."""
-        shapes, problems = [], []
-        for video in self.videos[:64]:
-            try:
-                shapes.append(self._raw(video, 0, mmap=True).shape)
-            except InputError as error:
-                problems.append(error)
-        if not shapes:
-            raise problems[0]
-        return shapes
 
 
 def open_features(
@@ -226,4 +208,29 @@ def open_features(
         sources = [folder if folder.is_dir() else file]
     features = Features(sources, annotations.videos, feature_size, profile.modalities)
     features._notes += contradictions(profile, sources, "dataset.json")
+    return features
+
+
+def feature_names(folder: Path) -> List[str]:
+    """Names of the feature files in a folder of them, a file a video. InputError where it is none."""
+    if not folder.is_dir():
+        raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
+    names = sorted({name for files in list_files(folder) for name in files})
+    if not names:
+        raise InputError("no feature files in this folder", folder, f"forms that are read: {' '.join(READERS)}")
+    return names
+
+
+def folder_features(
+    folders: Sequence[Path], width: int, names: Sequence[str], modalities: Optional[int] = 2
+) -> Features:
+    """Features of the videos ``names`` for a checkpoint of width 2D = ``width``. InputError for another width."""
+    for folder in folders:
+        feature_names(folder)
+    features = Features(folders, names, width, modalities)
+    try:
+        features.length(features.videos[0])
+    except InputError as error:
+        what = f"the checkpoint is for features of width {width}: {error.what}"
+        raise InputError(what, error.where, "use the features it was trained on") from None
     return features

@@ -13,6 +13,7 @@ from utils.errors import InputError, some
 from utils.files import load_json
 
 THUMOS_TIOU = tuple(np.linspace(0.1, 0.7, 7).tolist())
+MAKER_SETTINGS = ("thumos14", "activitynet", "demo")
 ACTIVITYNET_TIOU = tuple(np.linspace(0.5, 0.95, 10).tolist())
 SETTINGS = "features.json"  # beside features of ours: how they were made
 STATED = ("feature_fps", "snippet_stride", "modalities")  # there
@@ -35,6 +36,7 @@ class Profile:
     proposals_root: Optional[str] = None  # folder of Proposals_NAME_{train,test}.json
     annotations: Optional[str] = None  # folder, JSON or CSV; default NAME-Annotations, else the root's one JSON or CSV
     features: Optional[Tuple[str, ...]] = None  # one source or (RGB, flow); default NAME-I3D-JOINTFeatures
+    maker_settings: str = "thumos14"  # how proposal makers train: as published for that dataset, or as for the demo
 
     @property
     def snippets_per_second(self) -> float:
@@ -63,12 +65,14 @@ class Profile:
         return np.full(len(videos), self.snippets_per_second)
 
 
-_ACTIVITYNET = Profile("training", "validation", modalities=2, tiou_thresholds=ACTIVITYNET_TIOU)
+_ACTIVITYNET = Profile(
+    "training", "validation", modalities=2, tiou_thresholds=ACTIVITYNET_TIOU, maker_settings="activitynet"
+)
 PROFILES = {
     "Thumos14reduced": Profile(modalities=2, proposals_root="proposals4Thumos14", round_ground_truth=True),
     "ActivityNet1.2": _ACTIVITYNET,
     "ActivityNet1.3": _ACTIVITYNET,
-    "Demo": Profile(modalities=2, round_ground_truth=True),
+    "Demo": Profile(modalities=2, round_ground_truth=True, maker_settings="demo"),
 }
 
 
@@ -135,35 +139,26 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float) and 1e-3 <= value < 1e6
 
 
-def _is_path(value: object) -> bool:
-    return value is None or isinstance(value, str)
+def _are(value: object, *types: type) -> bool:
+    """Whether a value is a list (here a tuple) of values of these types."""
+    return isinstance(value, tuple) and all(type(item) in types for item in value)
 
 
-def _are_strings(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-
-
-def _are_thresholds(value: object) -> bool:
-    numbers = isinstance(value, tuple) and all(type(t) in (int, float) and 0 < t <= 1 for t in value)
-    return numbers and len(value) > 0 and list(value) == sorted(set(value))
-
-
+_FPS = "a number of 0.001 or more, or a JSON file of such numbers {VIDEO: frames a second}"
 _RULES = {
-    "train_subset": (lambda value: isinstance(value, str), "a string"),
-    "test_subset": (lambda value: isinstance(value, str), "a string"),
-    "feature_fps": (
-        lambda value: _is_number(value) or isinstance(value, dict) and all(map(_is_number, value.values())),
-        "a number of 0.001 or more, or a JSON file of such numbers {VIDEO: frames a second}",
-    ),
+    **dict.fromkeys(("train_subset", "test_subset"), (lambda v: isinstance(v, str), "a string")),
+    **dict.fromkeys(("rescaled", "round_ground_truth"), (lambda v: isinstance(v, bool), "true or false")),
+    **dict.fromkeys(("annotations", "proposals_root"), (lambda v: v is None or isinstance(v, str), "a path")),
+    "features": (lambda v: v is None or _are(v, str) and len(v) in (1, 2), "a path, or [RGB, flow]"),
+    "feature_fps": (lambda v: all(map(_is_number, v.values() if isinstance(v, dict) else [v])), _FPS),
     "snippet_stride": (_is_number, "a number of 0.001 or more"),
-    "tiou_thresholds": (_are_thresholds, "a list of rising numbers in (0, 1]"),
-    "rescaled": (lambda value: isinstance(value, bool), "true or false"),
-    "modalities": (lambda value: value in (None, 1, 2) and not isinstance(value, bool), "1 or 2"),
-    "excluded_videos": (_are_strings, "a list of strings"),
-    "round_ground_truth": (lambda value: isinstance(value, bool), "true or false"),
-    "proposals_root": (_is_path, "a path"),
-    "annotations": (_is_path, "a path"),
-    "features": (lambda value: value is None or _are_strings(value) and 0 < len(value) <= 2, "a path, or [RGB, flow]"),
+    "maker_settings": (lambda v: v in MAKER_SETTINGS, f"one of {', '.join(MAKER_SETTINGS)}"),
+    "modalities": (lambda v: v is None or type(v) is int and v in (1, 2), "1 or 2"),
+    "excluded_videos": (lambda v: _are(v, str), "a list of strings"),
+    "tiou_thresholds": (
+        lambda v: _are(v, int, float) and len(v) and list(v) == sorted(set(v)) and 0 < v[0] and v[-1] <= 1,
+        "a list of rising numbers in (0, 1]",
+    ),
 }
 
 
@@ -180,13 +175,11 @@ def annotations_path(name: str, root: Path, profile: Profile) -> Path:
     ]
     if len(files) != 1:
         names = ", ".join(p.name for p in files) or "no .json or .csv either"
-        raise InputError(
-            f"no annotations: found {names}", folder, "name the annotations in dataset.json; " + WHERE_FROM
-        )
+        todo = "name the annotations in dataset.json; " + WHERE_FROM
+        raise InputError(f"no annotations: found {names}", folder, todo)
     return files[0]
 
 
 def proposals_file(name: str, profile: Profile, split: str, root: Optional[str] = None) -> Path:
     """Proposals_NAME_{train,test}.json in the given folder, the profile's, or proposals4NAME."""
-    folder = Path(root or profile.proposals_root or f"proposals4{name}")
-    return folder / f"Proposals_{name}_{split}.json"
+    return Path(root or profile.proposals_root or f"proposals4{name}") / f"Proposals_{name}_{split}.json"

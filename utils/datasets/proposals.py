@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
@@ -34,22 +35,21 @@ def read_results(path: Path) -> Dict[str, Any]:
     return results
 
 
-def load_proposals(
-    path: Path, length_s: Mapping[str, float], fix: bool = False, results: Optional[Mapping[str, Any]] = None
-) -> Proposals:
+def load_proposals(path: Path, length_s: Mapping[str, float], fix: bool = False) -> Proposals:
     """Read the proposals of some videos, in seconds.
 
     length_s: length in seconds of each known video (NaN: unknown); videos of the file beyond these are counted and
     ignored. A proposal that is not two finite numbers with 0 <= start < end, or that ends beyond its video (by more
     than SLACK_S), is a problem that names file, video and index; with ``fix`` it is clipped or, where nothing is left,
-    dropped. results: ``read_results`` of the file, if done already. Raises InputError for a file of another form.
+    dropped. Raises InputError for a file of another form.
     """
-    results = read_results(path) if results is None else results
     found: Dict[str, np.ndarray] = {}
     problems: List[InputError] = []
-    every, ratios = [], []
+    every, ratios = [np.zeros((0, 3))], []
     dropped = clipped = 0
+    results = read_results(path)
     names = spelled(results, length_s, path)
+    unknown = [listed for listed, video in names.items() if video not in length_s]
     for listed, video in names.items():
         if video not in length_s:
             continue
@@ -59,8 +59,8 @@ def load_proposals(
             problems.append(InputError("not a list of proposals", where, f"expected {FORM}"))
             continue
         every.append(np.c_[segment_s, np.full(len(segment_s), end_s)])
-        if len(segment_s) and end_s > 0:
-            ratios.append(segment_s[:, 1].max() / end_s)
+        ends = segment_s[np.isfinite(segment_s).all(axis=1), 1]
+        ratios += [ends.max() / end_s] if len(ends) and end_s > 0 else []
         end_s = end_s if np.isfinite(end_s) else np.inf
         start, end = segment_s.T
         inside = np.isfinite(segment_s).all(1) & (start >= 0) & (end > start) & (end <= end_s + SLACK_S)
@@ -68,7 +68,7 @@ def load_proposals(
             kept = np.clip(segment_s[np.isfinite(segment_s).all(1)], 0, end_s)
             kept = kept[kept[:, 1] > kept[:, 0]]
             dropped += len(segment_s) - len(kept)
-            clipped += int((~inside).sum()) - (len(segment_s) - len(kept))
+            clipped += len(kept) - int(inside.sum())
             segment_s = kept
         elif not inside.all():
             bad = np.flatnonzero(~inside)
@@ -79,16 +79,15 @@ def load_proposals(
             segment_s = segment_s[inside]
         if len(segment_s):
             found[video] = segment_s
-    unknown = [listed for listed, video in names.items() if video not in length_s]
     notes = (
         (len(unknown), f"videos with proposals are not in the annotations and are ignored: {some(unknown)}"),
         (dropped, "proposals were dropped (--fix_proposals)"),
         (clipped, "proposals were clipped to their video (--fix_proposals)"),
     )
-    table = np.concatenate([np.zeros((0, 3)), *every])
+    table = np.concatenate(every)
     units = check_units(table[:, :2], table[:, 2], "proposals", path)
     problems = problems if units is None else [units]
-    beyond = float(np.nanmedian(ratios)) if ratios else 0.0
+    beyond = float(np.median(ratios)) if ratios else 0.0
     return Proposals(found, [f"{path}: {count} {text}" for count, text in notes if count], problems, beyond)
 
 
@@ -96,10 +95,13 @@ def _pairs(entries: object) -> Optional[np.ndarray]:
     """float64 [M, 2] seconds of the entries of one video, NaN for what is no pair of numbers; None for no list."""
     if not isinstance(entries, list):
         return None
-    pairs = [entry.get("segment") if isinstance(entry, dict) else None for entry in entries]
-    good = [isinstance(p, list) and len(p) == 2 and all(type(x) in (int, float) for x in p) for p in pairs]
-    seconds = [[float(min(max(x, -1e300), 1e300)) for x in p] if ok else [np.nan] * 2 for p, ok in zip(pairs, good)]
-    return np.asarray(seconds, dtype=np.float64).reshape(-1, 2)
+    seconds = np.full((len(entries), 2), np.nan)
+    for k, entry in enumerate(entries):
+        pair = entry.get("segment") if isinstance(entry, dict) else None
+        if isinstance(pair, list) and len(pair) == 2 and {type(pair[0]), type(pair[1])} <= {int, float}:
+            with suppress(OverflowError):  # of a whole number beyond any float
+                seconds[k] = pair
+    return seconds
 
 
 def windows(num_snippets: int) -> np.ndarray:

@@ -7,9 +7,9 @@ segment share one row.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable, List, Optional, Sequence
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from utils.datasets.scfe import scfe_input
 from utils.errors import InputError
-from utils.files import load_array, load_json, locked, save_array, write_json
+from utils.files import content_hash, load_array, load_json, locked, save_array, write_json
 from utils.run.report import log
 
 VERSION = 3  # of the rows: raise it when scfe_input or the layout below changes
@@ -32,9 +32,9 @@ LoadFeatures = Callable[[str], np.ndarray]
 class Rows:
     """SCFE inputs of V videos: distinct rows, and for each proposal which of its video's rows is its own.
 
-    distinct: V arrays [U_v, 2] of segments in snippets. index: V arrays int64 [M_v], row of each proposal, counted
-    within the video. size: int64 [V], rows of each video. video_mean: float32 [V, 2D], temporal mean of each video's
-    features. width: 6D. ``read(v)``: the rows of video v, [U_v, 6D].
+    index: V arrays int64 [M_v], row of each proposal, counted within the video. size: int64 [V], rows of each video.
+    video_mean: float32 [V, 2D], temporal mean of each video's features. width: 6D. ``read(v)``: the rows of video v,
+    [U_v, 6D].
     """
 
     def __init__(self, proposals: Sequence[np.ndarray], video_mean: np.ndarray, read: Callable[[int], Tensor]):
@@ -61,17 +61,12 @@ class Rows:
         """Keep all rows in the memory of a CUDA device if they take at most ``share`` of what is free there."""
         if device.type != "cuda" or not len(self.size):
             return
-        dtype = self.read(0).dtype
-        need = int(self.start[-1]) * self.width * torch.empty(0, dtype=dtype).element_size()
-        if need <= share * torch.cuda.mem_get_info(device)[0]:
-            held = torch.empty(int(self.start[-1]), self.width, dtype=dtype, device=device)
+        one, total = self.read(0), int(self.start[-1])
+        if total * self.width * one.element_size() <= share * torch.cuda.mem_get_info(device)[0]:
+            held = torch.empty(total, self.width, dtype=one.dtype, device=device)
             for video, part in enumerate(held.split(self.size.tolist())):
                 part.copy_(self.read(video))
             self._on_device = held
-
-
-def _distinct(segments: np.ndarray) -> np.ndarray:
-    return np.unique(segments, axis=0)
 
 
 def mean_of(features: np.ndarray) -> np.ndarray:
@@ -82,9 +77,11 @@ def mean_of(features: np.ndarray) -> np.ndarray:
 def live_rows(videos: Sequence[str], proposals: Sequence[np.ndarray], load: LoadFeatures, roi_size: int = 12) -> Rows:
     """Rows without a cache: computed from the features whenever they are asked for. Same bits, more time."""
     mean = np.stack([mean_of(load(video)) for video in videos])
-    return Rows(
-        proposals, mean, lambda v: scfe_input(torch.from_numpy(load(videos[v])), _distinct(proposals[v]), roi_size)
-    )
+    return Rows(proposals, mean, lambda v: _rows(load(videos[v]), proposals[v], roi_size))
+
+
+def _rows(features: np.ndarray, proposals: np.ndarray, roi_size: int) -> Tensor:
+    return scfe_input(torch.from_numpy(features), np.unique(proposals, axis=0), roi_size)
 
 
 def cached_rows(
@@ -102,18 +99,13 @@ def cached_rows(
     proposals: V arrays [M, 2] in snippets. load: video name -> float32 [T, 2D]. signature: what ``load`` reads from.
     Two runs that start at once wait for one another. Raises InputError naming the video.
     """
-    digest = hashlib.blake2b(f"{VERSION} {signature} {roi_size} {dtype}".encode(), digest_size=12)
-    for video, segments in zip(videos, proposals):
-        digest.update(f"\0{video}\0{len(segments)}\0".encode() + np.ascontiguousarray(segments, np.float64).tobytes())
-    folder = Path(cache_dir) / f"{name}-{digest.hexdigest()}"
+    key = content_hash(VERSION, signature, roi_size, dtype, tuple(videos), *proposals)
+    folder = Path(cache_dir) / f"{name}-{key}"
     with locked(Path(cache_dir) / f"{folder.name}.lock"):
         if not _whole(folder, len(videos)):
             _build(folder, videos, proposals, load, roi_size, dtype, f"SCFE cache, {name}")
-    return Rows(
-        proposals,
-        load_array(folder / "video_mean.npy"),
-        lambda v: torch.from_numpy(np.load(_file(folder, v), mmap_mode="c")),
-    )
+    mean = load_array(folder / "video_mean.npy")
+    return Rows(proposals, mean, lambda v: torch.from_numpy(np.load(_file(folder, v), mmap_mode="c")))
 
 
 def _file(folder: Path, video: int) -> Path:
@@ -124,15 +116,13 @@ def _whole(folder: Path, videos: int) -> bool:
     """Whether the index is there and every file has the size it says."""
     if not (folder / "index.json").exists():
         return False
-    try:
+    with suppress(InputError, KeyError, TypeError, OSError):
         sizes = load_json(folder / "index.json")["bytes"]
-        good = len(sizes) == videos and all(_file(folder, v).stat().st_size == n for v, n in enumerate(sizes))
-        good = good and len(load_array(folder / "video_mean.npy")) == videos
-    except (InputError, KeyError, TypeError, OSError):
-        good = False
-    if not good:
-        log(f"cache is corrupt; rebuilding: {folder}")
-    return good
+        if [_file(folder, v).stat().st_size for v in range(videos)] == sizes:
+            if len(load_array(folder / "video_mean.npy")) == videos:
+                return True
+    log(f"cache is corrupt; rebuilding: {folder}")
+    return False
 
 
 def _build(folder: Path, videos, proposals, load: LoadFeatures, roi_size: int, dtype: str, title: str) -> None:
@@ -143,9 +133,8 @@ def _build(folder: Path, videos, proposals, load: LoadFeatures, roi_size: int, d
         for v, video in enumerate(tqdm(videos, title, unit="video", leave=False, disable=None)):
             features = load(video)
             means.append(mean_of(features))
-            rows = scfe_input(torch.from_numpy(features), _distinct(proposals[v]), roi_size).numpy()
             with np.errstate(over="ignore"):
-                rows = rows.astype(dtype, copy=False)
+                rows = _rows(features, proposals[v], roi_size).numpy().astype(dtype, copy=False)
             if not np.isfinite(rows).all():
                 raise InputError(f"features too large for {dtype}", video, "use --cache_dtype float32")
             with open(_file(folder, v), "wb") as file:  # given the path, numpy would hide a full disk's errno

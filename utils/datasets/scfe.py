@@ -5,7 +5,7 @@ Nothing here has a parameter, so for fixed features and proposals it is constant
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
+from typing import Iterator
 
 import numpy as np
 import torch
@@ -15,15 +15,6 @@ from torch import Tensor
 SIDE = 0.25  # a proposal is extended by this share of its length on both sides
 MAX_WEIGHTS = 1 << 18  # interpolation weights held at once
 MAX_BINS = 1 << 11  # pooled bins held at once: 16 MB of float32 at 2D = 2048
-
-
-def _check(features: Tensor, proposals: np.ndarray, roi_size: int) -> None:
-    if features.ndim != 2 or len(features) == 0:
-        raise ValueError(f"features must be [T, 2D] with T > 0, not {tuple(features.shape)}")
-    if proposals.ndim != 2 or proposals.shape[1] != 2:
-        raise ValueError(f"proposals must be [M, 2], not {proposals.shape}")
-    if roi_size < 6 or roi_size % 6:
-        raise ValueError(f"roi_size must be a positive multiple of 6, not {roi_size}")
 
 
 def roi_align(features: Tensor, proposals: np.ndarray, roi_size: int = 12) -> Tensor:
@@ -44,25 +35,18 @@ def roi_align(features: Tensor, proposals: np.ndarray, roi_size: int = 12) -> Te
     step = np.repeat(height / roi_size, roi_size)
     origin = np.repeat(start - SIDE * length - 0.5, roi_size) + bin_of * step
     y = np.repeat(origin, per_bin) + (k + 0.5) * np.repeat(step / per_bin, per_bin)
-    snippet, weight = _linear(y, len(features))
-    weight /= np.repeat(per_bin, per_bin)[:, None]
+    low = np.floor(y).astype(np.int64)
+    snippet = np.stack([low, low + 1], axis=1)  # the two neighbours of a position, weighted by how near they are
+    weight = np.stack([1 - (y - low), y - low], axis=1) / np.repeat(per_bin, per_bin)[:, None]
+    weight[(snippet < 0) | (snippet >= len(features))] = 0.0
     pooled = F.embedding_bag(
-        torch.from_numpy(snippet.ravel()).to(features.device),
+        torch.from_numpy(snippet.clip(0, len(features) - 1).ravel()).to(features.device),
         features,
         torch.from_numpy(2 * first).to(features.device),
         mode="sum",
         per_sample_weights=torch.from_numpy(weight.ravel()).to(features),
     )
     return pooled.view(len(proposals), roi_size, features.shape[1])
-
-
-def _linear(y: np.ndarray, length: int) -> Tuple[np.ndarray, np.ndarray]:
-    """Linear interpolation at positions y: the two neighbouring snippets [S, 2] and their weights, 0 outside [0, T)."""
-    low = np.floor(y).astype(np.int64)
-    snippet = np.stack([low, low + 1], axis=1)
-    weight = np.stack([1 - (y - low), y - low], axis=1)
-    weight[(snippet < 0) | (snippet >= length)] = 0.0
-    return np.clip(snippet, 0, length - 1), weight
 
 
 def _blocks(proposals: np.ndarray, roi_size: int) -> Iterator[slice]:
@@ -83,7 +67,12 @@ def scfe_input(features: Tensor, proposals: np.ndarray, roi_size: int = 12) -> T
     dtype. Left, centre and right are the maxima over the first sixth, the middle and the last sixth of the bins.
     A row depends on its own proposal alone. Memory beyond the result is bounded. Raises ValueError on other shapes.
     """
-    _check(features, proposals, roi_size)
+    if features.ndim != 2 or len(features) == 0:
+        raise ValueError(f"features must be [T, 2D] with T > 0, not {tuple(features.shape)}")
+    if proposals.ndim != 2 or proposals.shape[1] != 2:
+        raise ValueError(f"proposals must be [M, 2], not {proposals.shape}")
+    if roi_size < 6 or roi_size % 6:
+        raise ValueError(f"roi_size must be a positive multiple of 6, not {roi_size}")
     width, side = features.shape[1], roi_size // 6
     rows = features.new_empty(len(proposals), 3, width)
     for block in _blocks(proposals, roi_size):

@@ -43,12 +43,9 @@ class Plan(NamedTuple):
 
     def walk(self) -> Iterator[Tuple[str, float, float, int, np.ndarray, world.Events]]:
         """(video, duration in seconds, snippets per second, T, segments [n, 2] in seconds, events) of each video."""
-        videos, duration_s, num_class = (
-            self.annotations.videos,
-            self.annotations.duration_s,
-            len(self.annotations.classes),
-        )
+        videos, duration_s = self.annotations.videos, self.annotations.duration_s
         rates = self.profile.rates(videos, np.full(len(videos), RESCALED), duration_s)
+        num_class = len(self.annotations.classes)
         for video, seconds, rate in zip(videos, duration_s.tolist(), rates.tolist()):
             (segment_s, label, _), length = self.instances.of(video), max(1, int(seconds * rate + 1e-6))
             rng = world.generator(self.seed, video, "events")
@@ -84,27 +81,25 @@ def make_demo(
 
 def _invent(seed: int, videos: Tuple[int, int]) -> Tuple[Plan, Dict[str, np.ndarray]]:
     """Annotations of the dataset Demo and its ambiguous intervals."""
-    profile = PROFILES[DEMO]
-    rate = profile.snippets_per_second
-    names, subset, duration_s, segments_s, labels, ambiguous_s = [], [], [], [], [], {}
-    for split, subset_name, count in zip(("train", "test"), (profile.train_subset, profile.test_subset), videos):
+    profile, rate = PROFILES[DEMO], PROFILES[DEMO].snippets_per_second
+    rows, segments_s, labels, ambiguous_s = [], [], [], {}
+    for split, subset, count in zip(("train", "test"), (profile.train_subset, profile.test_subset), videos):
         for i in range(count):
             video = f"demo_{split}_{i + 1:04d}"
             rng = world.generator(seed, video, "annotations")
             length = int(rng.integers(60, 241))
             segments, label = world.make_instances(rng, length, len(CLASSES))
-            names.append(video)
-            subset.append(subset_name)
-            duration_s.append(round((length + rng.uniform(0.1, 0.9)) / rate, 2))
+            duration_s = round((length + rng.uniform(0.1, 0.9)) / rate, 2)
+            rows.append((video, subset, duration_s, tuple(dict.fromkeys(label.tolist()))))
             segments_s.append((segments / rate).round(2))
             labels.append(label)
             start_s = rng.uniform(0, 0.8) * length / rate
             if split == "test" and i % 10 == 0:
                 ambiguous_s[video] = np.array([[start_s, start_s + rng.uniform(1, 5)]]).round(1)
-    weak = tuple(tuple(dict.fromkeys(label.tolist())) for label in labels)
-    annotations = Annotations(CLASSES, tuple(names), tuple(subset), np.array(duration_s), weak)
+    names, subsets, durations, weak = zip(*rows)
+    annotations = Annotations(CLASSES, names, subsets, np.array(durations), weak)
     video_of = np.repeat(np.arange(len(names)), [len(label) for label in labels])
-    instances = Segments(CLASSES, tuple(names), video_of, np.concatenate(segments_s), np.concatenate(labels))
+    instances = Segments(CLASSES, names, video_of, np.concatenate(segments_s), np.concatenate(labels))
     return Plan(annotations, instances, profile, seed), ambiguous_s
 
 
@@ -124,10 +119,8 @@ def simulate(
 
     name: default, that of a folder NAME-Annotations, else of ``out``. The profile is that of OUT/dataset.json, else of
     the one beside the annotations, else the built-in one of NAME, else the default; OUT/dataset.json is written where
-    NAME does not tell it. limit: number of videos, spread over the list, such that no class loses all of its training
-    videos. proposals: mean number to simulate for each video. One video is in memory at a time. Raises InputError where
-    features exist already, a subset is empty, a duration is unknown, ``limit`` is too small for the classes, or a name
-    cannot be a file's.
+    NAME does not tell it. limit: number of videos; every class keeps a training video. proposals: mean number to
+    simulate for each video. Raises InputError where features exist already or nothing can be simulated.
     """
     source, out, mark = Path(source), Path(out), "-Annotations"
     name = name or (source.name[: -len(mark)] if source.name.endswith(mark) else out.resolve().name)
@@ -163,11 +156,9 @@ def _check(plan: Plan, source: Path, out: Path) -> None:
     """Raise InputError for annotations that nothing can be simulated for."""
     annotations = plan.annotations
     for subset in (plan.profile.train_subset, plan.profile.test_subset):
-        if not len(annotations.of(subset)):
-            todo = (
-                f"subsets are {sorted(set(annotations.subset))}: choose --name of {', '.join(PROFILES)}, or write them"
-            )
-            raise InputError(f"no video in subset {subset!r}", source, f"{todo} into {out / 'dataset.json'}")
+        if subset not in annotations.subset:
+            todo = f"subsets are {sorted(set(annotations.subset))}: choose --name of {', '.join(PROFILES)}"
+            raise InputError(f"no video in subset {subset!r}", source, f"{todo}, or write {out / 'dataset.json'}")
     unknown = np.flatnonzero(~(np.isfinite(annotations.duration_s) & (annotations.duration_s > 0)))
     if len(unknown):
         where = f"{source}, {annotations.videos[unknown[0]]}"
@@ -177,20 +168,17 @@ def _check(plan: Plan, source: Path, out: Path) -> None:
 def _limited(plan: Plan, limit: int, source: Path) -> Plan:
     """The plan for ``limit`` videos: one to test on, one to train on for every class that has any, the rest spread."""
     full = plan.annotations
-    train, test = (full.of(subset) for subset in (plan.profile.train_subset, plan.profile.test_subset))
-    kept, seen = [int(test[0])], set()
-    for i in train.tolist():
-        if not seen.issuperset(full.labels[i]):
-            kept.append(i)
-            seen.update(full.labels[i])
+    train, test = (full.of(subset).tolist() for subset in (plan.profile.train_subset, plan.profile.test_subset))
+    first = {c: i for i in reversed(train) for c in full.labels[i]}
+    kept = {test[0], *first.values()}
     if limit < len(kept):
         what = f"--limit {limit} leaves a class without a training video"
         raise InputError(what, source, f"give {len(kept)} or more")
-    others = np.setdiff1d(np.concatenate([train, test]), kept)
+    others = sorted({*train, *test} - kept)
     more = min(limit - len(kept), len(others))
-    kept = np.sort(np.concatenate([kept, others[np.linspace(0, len(others) - 1, more).round().astype(np.int64)]]))
-    videos, subset, labels = (tuple(x[i] for i in kept) for x in (full.videos, full.subset, full.labels))
-    annotations = Annotations(full.classes, videos, subset, full.duration_s[kept], labels)
+    kept.update(others[k] for k in np.linspace(0, len(others) - 1, more).round().astype(int))
+    videos, subset, labels = (tuple(x[i] for i in sorted(kept)) for x in (full.videos, full.subset, full.labels))
+    annotations = Annotations(full.classes, videos, subset, full.duration_s[sorted(kept)], labels)
     return plan._replace(annotations=annotations, instances=plan.instances.keep(videos))
 
 

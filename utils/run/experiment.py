@@ -11,18 +11,21 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Dict, Iterator, Mapping, Optional
 
+import numpy as np
+import pandas as pd
 import torch
 
 from utils.errors import InputError, printable
 from utils.files import load_checkpoint, load_json, locked, sweep, write_json, write_text
 from utils.run.report import log
 
-# options that cannot change a result: a run may be resumed with others
-FREE = {"exp_dir", "resume", "cache_dir", "no_cache", "save_seconds", "pretrained_ckpt", "seeds", "jobs"}
-FREE |= {"dataset_root", "proposals_root", "descriptors_root"}  # what is in them is hashed
+# options that cannot change a result, or whose content is hashed: a run may be resumed with others
+FREE = {"exp_dir", "resume", "cache_dir", "no_cache", "save_seconds", "pretrained_ckpt", "seeds", "jobs",
+        "dataset_root", "proposals_root", "descriptors_root"}  # fmt: skip
 # what last_state.pt holds
 STATE = {"model": dict, "optimizer": dict, "options": dict, "inputs": dict, "epoch": int, "step": int, "records": list,
          "term_names": list, "history": list}  # fmt: skip
@@ -30,14 +33,13 @@ STATE = {"model": dict, "optimizer": dict, "options": dict, "inputs": dict, "epo
 
 def pick_device(name: str, tf32: bool = False) -> torch.device:
     """``auto``, ``cuda`` or ``cpu`` as a device; TF32 is off unless asked for. InputError where there is no CUDA."""
-    cuda = torch.cuda.is_available()
-    if name == "cuda" and not cuda:
-        raise InputError("--device cuda, but torch sees no CUDA device", None, "use --device cpu or check the driver")
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32  # convolutions: of I3D
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda and name != "cpu" else torch.device("cpu")
-    )
+    if name != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if name == "cuda":
+        raise InputError("--device cuda, but torch sees no CUDA device", None, "use --device cpu or check the driver")
+    return torch.device("cpu")
 
 
 @contextmanager
@@ -48,7 +50,8 @@ def experiment(folder: Optional[str], run_type: str, default: str, resume: bool 
     replaces one of its kind; any other run that is there is refused, unless ``resume``, as is a folder in which another
     run writes. Raises InputError.
     """
-    path = Path(folder) if folder else _free(Path("output") / default)
+    paths = (Path("output") / (default if number == 1 else f"{default}-{number}") for number in count(1))
+    path = Path(folder) if folder else next(p for p in paths if not (p / "options.json").exists())
     path.mkdir(parents=True, exist_ok=True)
     try:
         with locked(path / ".lock", wait=False):
@@ -57,22 +60,13 @@ def experiment(folder: Optional[str], run_type: str, default: str, resume: bool 
                 if there != run_type:
                     what = f"this folder already holds a run of another kind ({there})"
                     raise InputError(what, path, "name another --exp_dir")
-                if run_type == "train":
-                    todo = "add --resume, or name another --exp_dir"
-                    raise InputError("this folder already holds a run", path, todo)
+                if run_type in ("train", "make"):
+                    raise InputError("this folder already holds a run", path, "add --resume, or name another --exp_dir")
             for part in (path, path / "ckpt", path / "logs"):
                 sweep(part)
             yield path
     except BlockingIOError:
         raise InputError("another run is writing here", path, "wait for it, or name another --exp_dir") from None
-
-
-def _free(path: Path) -> Path:
-    number, candidate = 1, path
-    while (candidate / "options.json").exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
 
 
 def plain(options: object) -> Dict[str, object]:
@@ -83,9 +77,6 @@ def plain(options: object) -> Dict[str, object]:
 def record(folder: Path, options: Mapping[str, object], device: torch.device, inputs: Mapping[str, object]) -> None:
     """Write opt.txt to read and options.json to load, and environment.json: versions, device, seed, commit of the code,
     and hashes of the inputs."""
-    import numpy
-    import pandas
-
     width = max(map(len, options))
     lines = [f"{k:<{width}}  {printable(str(v))}\n" for k, v in sorted(options.items())]  # a path may be no UTF-8
     write_text(folder / "opt.txt", "".join(lines))
@@ -97,9 +88,7 @@ def record(folder: Path, options: Mapping[str, object], device: torch.device, in
         commit = None
     found = {
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "pandas": pandas.__version__,
+        **{package.__name__: package.__version__ for package in (torch, np, pd)},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
@@ -111,16 +100,18 @@ def record(folder: Path, options: Mapping[str, object], device: torch.device, in
     write_json(folder / "environment.json", found)
 
 
-def load_state(path: Path, options: Mapping[str, object], inputs: Mapping[str, object]) -> Optional[Dict]:
-    """What ``--resume`` continues from; None where nothing is saved yet.
+def load_state(
+    path: Path, options: Mapping[str, object], inputs: Mapping[str, object], form: Mapping[str, type] = STATE
+) -> Optional[Dict]:
+    """What ``--resume`` continues from; None where nothing is saved yet. form: what it holds, with "options", "inputs".
 
     Raises InputError for a foreign file, or if options or inputs that change the result differ.
     """
     if not path.exists():
-        log(f"{path} is not there yet: starting from the first epoch")
+        log(f"{path} is not there yet: starting from the beginning")
         return None
     state = load_checkpoint(path)
-    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in STATE.items()):
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in form.items()):
         raise InputError("not the state of a run", path, "restore the file, or delete it to start this run again")
     for name, new in (("options", options), ("inputs", inputs)):
         unchanged(path, name, state[name], new)
@@ -168,12 +159,16 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only a training run needs it
 
         threading.excepthook = lambda args: None  # tensorboard's writing thread: its exception comes back in flush
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step or 0)
+        try:
+            self.writer = SummaryWriter(str(folder), purge_step=purge_step or 0)
+        except UnicodeEncodeError:
+            todo = "name another --exp_dir"
+            raise InputError("TensorBoard cannot write to a folder whose name is no UTF-8", folder, todo) from None
 
     def text(self, name: str, values: Mapping[str, object]) -> None:
         """Values as text, once, brought to the file."""
         self.writer.add_text(name, "```\n" + json.dumps(values, indent=1, default=str) + "\n```", 0)
-        self.flush()
+        self.writer.flush()
 
     def scalars(self, values: Mapping[str, float], step: int, group: str = "") -> None:
         """``group/name`` for each value, or its name alone."""

@@ -1,14 +1,14 @@
 """Pictures: the timeline of one video, its ground truth above its best detections.
 
-Figures are drawn on their own canvas: no window, no pyplot. matplotlib is imported where it is used, since most runs
-draw nothing.
+Figures are drawn on their own canvas: no window, no pyplot. matplotlib is imported where it is used: most runs draw
+nothing.
 """
 
 from __future__ import annotations
 
 import colorsys
 import warnings
-from typing import TYPE_CHECKING, List, Optional, Tuple
+from typing import TYPE_CHECKING, Optional, Tuple
 
 import numpy as np
 
@@ -26,10 +26,6 @@ MAX_LANES = 8  # of either group; what fits in none of them is drawn over the la
 
 def class_colour(index: int) -> Tuple[float, float, float]:
     """Red, green, blue in [0, 1] of a class; depends on its index alone, so it is the same in every picture."""
-    from matplotlib import colormaps
-
-    if index < 20:  # ten hues that differ, dark then light
-        return colormaps["tab20"](2 * index % 20 + index // 10)[:3]
     # the golden ratio spreads any number of hues; neighbours in the list also differ in brightness
     return colorsys.hsv_to_rgb(index * 0.618034 % 1, (0.9, 0.55, 0.75)[index % 3], (0.85, 0.9, 0.6)[index % 3])
 
@@ -46,52 +42,50 @@ def timeline(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    classes, (truth_s, truth_label, _) = found.classes, (truth or found.keep([])).of(video)
+    truth_s, truth_label, _ = (found.keep([]) if truth is None else truth).of(video)
     found_s, found_label, score = found.of(video)
     most = int(np.clip(2 * len(truth_s), 8, 40)) if most is None else most
     best, total = np.argsort(-score, kind="stable")[:most], len(score)
     found_s, found_label, score = found_s[best], found_label[best], score[best]
-    length_s = float(max([s[:, 1].max() for s in (truth_s, found_s) if len(s)] + [np.nan_to_num(duration_s)])) or 1.0
-    truth_lane, found_lane = (_lanes(s, gap_s=0.002 * length_s) for s in (truth_s, found_s))
-    num_truth, num_found = (int(lane.max(initial=0)) + 1 for lane in (truth_lane, found_lane))
-    base = num_truth + 0.5 if truth else 0  # an empty half lane between the groups
+    length_s = float(max(*truth_s[:, 1], *found_s[:, 1], np.nan_to_num(duration_s), 0)) or 1.0
+    truth_lane, found_lane = (_lanes(segment_s, gap_s=0.002 * length_s) for segment_s in (truth_s, found_s))
+    num_truth, num_found = (lane.max(initial=0) + 1 for lane in (truth_lane, found_lane))
+    base = 0 if truth is None else num_truth + 0.5  # an empty half lane between the groups
     rows = base + num_found
 
     present = np.unique(np.concatenate([truth_label, found_label]))
-    names = [_plain(classes[c], 40) for c in present]
+    names = [_plain(found.classes[c], 40) for c in present]
     columns = max(1, min(len(present), int(150 / (8 + max(map(len, names), default=0)))))
     height_in = 0.95 + LANE_IN * rows + 0.2 * -(-len(present) // columns)
     figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    if len(truth_s):
-        start, span, colour = truth_s[:, 0], truth_s[:, 1] - truth_s[:, 0], _colours(truth_label)
-        axes.barh([rows / 2] * len(span), span, rows, start, color=colour, alpha=0.12, linewidth=0)  # down to the axis
-        axes.barh(truth_lane + 0.5, span, 0.8, start, color=colour, edgecolor=colour)
-    if len(found_s):
-        start, span, middle = found_s[:, 0], found_s[:, 1] - found_s[:, 0], base + found_lane + 0.5
-        colour, opacity = _colours(found_label), 0.15 + 0.85 * np.clip(score / max(score.max(), 1e-12), 0, 1)
-        fill = np.c_[colour, opacity]
-        axes.barh(middle, span, 0.8, start, color="white", linewidth=0)  # one bar must not shine through another
-        axes.barh(middle, span, 0.8, start, color=fill, edgecolor=colour, linewidth=0.8)
-        dark = 1 - opacity * (1 - colour @ (0.3, 0.6, 0.1)) < 0.5
-        for i in np.flatnonzero(span > 0.03 * length_s):  # wide enough for two digits
-            ink, at = "white" if dark[i] else "black", (start[i] + span[i] / 2, middle[i])
-            axes.text(*at, f"{score[i]:.2f}", ha="center", va="center", fontsize=7, color=ink)
+    for (start, end), lane, label in zip(truth_s, truth_lane, truth_label):
+        colour = class_colour(label)
+        axes.barh(rows / 2, end - start, rows, start, color=colour, alpha=0.12, linewidth=0, zorder=0)  # to the axis
+        axes.barh(lane + 0.5, end - start, 0.8, start, color=colour, edgecolor=colour)
+    for (start, end), lane, label, number in zip(found_s, base + found_lane + 0.5, found_label, score):
+        colour, opacity = class_colour(label), 0.15 + 0.85 * np.clip(number / max(score[0], 1e-12), 0, 1)
+        axes.barh(lane, end - start, 0.8, start, color="white", linewidth=0)  # one must not shine through another
+        axes.barh(lane, end - start, 0.8, start, color=(*colour, opacity), edgecolor=colour, linewidth=0.8)
+        if end - start > 0.03 * length_s:  # wide enough for two digits
+            paper = {"facecolor": "white", "alpha": 0.6, "linewidth": 0, "pad": 0.8}
+            at = (start + (end - start) / 2, lane)
+            axes.text(*at, f"{number:.2f}", ha="center", va="center", fontsize=7, bbox=paper)
     shown = f"detections\nbest {len(found_s)} of {total}" if total > len(found_s) else "detections"
-    groups = [(truth_s, num_truth / 2, "ground truth", "no instance")] if truth else []
+    groups = [(truth_s, num_truth / 2, "ground truth", "no instance")]
     groups.append((found_s, base + num_found / 2, shown, "no detection"))
+    groups = groups[truth is None :]
     for group, y, _, text in groups:
         if not len(group):
             axes.text(length_s / 2, y, text, ha="center", va="center", fontsize=9, color="gray", style="italic")
-
     axes.set(xlim=(0, length_s), ylim=(rows, 0), xlabel="seconds")
     axes.set_yticks([y for _, y, *_ in groups], [name for _, _, name, _ in groups])
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(_plain(video, 100), fontsize=11)
-    if names:
-        names = [" " * name.startswith("_") + name for name in names]  # a label that begins with _ would be left out
-        handles = [Patch(color=class_colour(int(c)), label=name) for c, name in zip(present, names)]
+    # a label that begins with _ would be left out
+    handles = [Patch(color=class_colour(c), label=" " * name.startswith("_") + name) for c, name in zip(present, names)]
+    if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     return figure
 
@@ -115,18 +109,12 @@ def save_figure(path: Path, figure: Figure) -> None:
         imsave(scratch, figure_to_array(figure), format="png")
 
 
-def _colours(label: np.ndarray) -> np.ndarray:
-    return np.array([class_colour(int(c)) for c in label])
-
-
 def _lanes(segments_s: np.ndarray, gap_s: float) -> np.ndarray:
     """The first lane [n] in which each segment overlaps none before it."""
-    lanes: List[List] = [[] for _ in range(MAX_LANES)]
     lane = np.zeros(len(segments_s), dtype=np.int64)
     for i, (start, end) in enumerate(segments_s):
-        free = (all(e + gap_s <= start or s >= end + gap_s for s, e in taken) for taken in lanes)
-        lane[i] = next((k for k, is_free in enumerate(free) if is_free), MAX_LANES - 1)
-        lanes[lane[i]].append((start, end))
+        near = (segments_s[:i, 0] < end + gap_s) & (start < segments_s[:i, 1] + gap_s)
+        lane[i] = min(set(range(MAX_LANES)) - set(lane[:i][near]), default=MAX_LANES - 1)
     return lane
 
 

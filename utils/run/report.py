@@ -11,7 +11,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 import pandas as pd
 from tqdm import tqdm
@@ -29,8 +29,7 @@ RESTS_ON = {  # what these numbers rest on, for under the table
     "release": "55.2: the same. The page said 53.4 when these settings were published (2025-06-01), and 55.2 later\n"
     "without a change of code or settings; a second run of that program starts from the best model of the first.",
 }
-CLASSIFICATION = ("classification_mAP", "classification_accuracy")
-
+CLASSIFICATION = ("classification_mAP", "classification_accuracy", "classification_top1")
 # of the processes that torchrun started, if it did
 FIRST = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
@@ -54,21 +53,22 @@ def columns(tious: Sequence[float], averages: Sequence[str]) -> List[str]:
     return ["epoch", *(f"mAP@{t:g}" for t in tious), *(f"AVG({a})" for a in averages), "cls-mAP", "cls-acc"]
 
 
+def _numbers(metrics: Mapping) -> List[Optional[float]]:
+    """Every number of one evaluation: mAP at each threshold, its averages, and CLASSIFICATION."""
+    return [*metrics["mAP"], *metrics["average"].values(), *(metrics[key] for key in CLASSIFICATION)]
+
+
 def row(metrics: Mapping) -> List[str]:
     """One evaluation as cells in percent, in the order of ``columns``."""
-    numbers = [*metrics["mAP"], *metrics["average"].values(), *(metrics[key] for key in CLASSIFICATION)]
-    return [str(metrics.get("epoch", "-")), *("-" if n is None else f"{100 * n:.2f}" for n in numbers)]
+    cells = ("-" if n is None else f"{100 * n:.2f}" for n in _numbers(metrics)[:-1])
+    return [str(metrics.get("epoch", "-")), *cells]
 
 
 def tags(metrics: Mapping) -> Dict[str, float]:
     """The numbers of one evaluation that exist, in percent, under the authors' TensorBoard tags."""
-    at = "Detection mAP @ IoU = "
-    numbers = {f"{at}{t:g}": n for t, n in zip(metrics["tiou"], metrics["mAP"])}
-    numbers.update({at + span.replace(":", " : "): n for span, n in metrics["average"].items()})
-    numbers["Classification mAP"] = metrics["classification_mAP"]
-    numbers["Classification acc"] = metrics["classification_accuracy"]
-    numbers["Classification top-1"] = metrics["classification_top1"]
-    return {f"test_mAP/{name}": 100 * n for name, n in numbers.items() if n is not None}
+    at = [*(f"{t:g}" for t in metrics["tiou"]), *(span.replace(":", " : ") for span in metrics["average"])]
+    names = [*(f"Detection mAP @ IoU = {x}" for x in at), *(f"Classification {x}" for x in ("mAP", "acc", "top-1"))]
+    return {f"test_mAP/{name}": 100 * n for name, n in zip(names, _numbers(metrics)) if n is not None}
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
@@ -82,9 +82,9 @@ def rounding_lines(metrics: Mapping) -> List[str]:
     cost = metrics.get("rounding")
     if not cost or not cost["instances"]:
         return []
-    span, perfect = list(cost["perfect"].items())[-1]
-    text = f"rounding empties {cost['emptied']:,} of {cost['instances']:,} instances; a perfect detector would score"
-    return [f"{text} {100 * perfect:.2f} (avg {span})"]
+    span = list(cost["perfect"])[-1]
+    emptied = f"rounding empties {cost['emptied']:,} of {cost['instances']:,} instances"
+    return [f"{emptied}; a perfect detector would score {100 * cost['perfect'][span]:.2f} (avg {span})"]
 
 
 def headline(metrics: Mapping) -> float:
@@ -101,29 +101,27 @@ def best(history: Sequence[Dict]) -> Dict:
 def describe(epoch: int, max_epoch: int, loss: float, history: Sequence[Dict]) -> str:
     """The numbers that matter, for the progress bar."""
     text = f"epoch {epoch}/{max_epoch}, loss {loss:.3f}"
-    if history:
-        text += f", mAP last {100 * headline(history[-1]):.1f}, best {100 * headline(best(history)):.1f}"
-    return text
+    scores = [100 * headline(metrics) for metrics in history]
+    return f"{text}, mAP last {scores[-1]:.1f}, best {max(scores):.1f}" if scores else text
 
 
 def write_evaluations(folder: Path, history: Sequence[Dict]) -> None:
     """Write the evaluations of a run, mAP-results.log and results.json, and show the last one."""
     lines = aligned([columns(history[0]["tiou"], history[0]["average"]), *map(row, history)])
     write_text(folder / "mAP-results.log", "\n".join(lines) + "\n")
-    log("\n".join(lines[0 if len(lines) == 2 else -1 :]))
+    log("\n".join(lines if len(history) == 1 else lines[-1:]))
     write_json(folder / "results.json", {"last": history[-1], "best": best(history)})
 
 
 def spread(results: Sequence[Mapping]) -> Dict[str, Dict]:
     """{"mean": metrics, "std": metrics} over seeds; std is that of the sample, None for one seed alone."""
-    first, keys = results[0], (*CLASSIFICATION, "classification_top1")
-    frame = pd.DataFrame([[*m["mAP"], *m["average"].values(), *(m[key] for key in keys)] for m in results], dtype=float)
+    frame, first = pd.DataFrame([_numbers(metrics) for metrics in results], dtype=float), results[0]
+    fixed = {k: first[k] for k in ("protocol", "videos", "tiou", "simulated", "rounding") if k in first}
 
     def metrics(numbers: pd.Series) -> Dict:
-        value = iter([None if pd.isna(n) else n for n in numbers.tolist()])
-        fixed = {k: first[k] for k in ("protocol", "videos", "tiou", "simulated", "rounding") if k in first}
-        mean_ap, average = [next(value) for _ in first["mAP"]], {span: next(value) for span in first["average"]}
-        return {**fixed, "mAP": mean_ap, "average": average, **{key: next(value) for key in keys}}
+        values = iter([None if pd.isna(n) else n for n in numbers])
+        parts = {"mAP": [next(values) for _ in first["mAP"]], "average": {k: next(values) for k in first["average"]}}
+        return {**fixed, **parts, **dict(zip(CLASSIFICATION, values))}
 
     return {"mean": metrics(frame.mean()), "std": metrics(frame.std())}
 
@@ -131,15 +129,15 @@ def spread(results: Sequence[Mapping]) -> Dict[str, Dict]:
 def table(dataset: str, recipe: str, results: Mapping[str, Mapping]) -> str:
     """Threshold by threshold in percent: one row a result, on THUMOS14 with the published rows, protocol named."""
     first, published = next(iter(results.values())), []
-    if dataset == "Thumos14reduced" and not first.get("simulated") and first["tiou"] == list(THUMOS_TIOU):
+    title = f"{dataset}, protocol {first['protocol']}, {first['videos']} videos"
+    if first.get("simulated"):
+        title += "; SIMULATED features: these numbers say nothing about real videos"
+    elif dataset == "Thumos14reduced" and first["tiou"] == list(THUMOS_TIOU):
         published = ["paper", "release"] if recipe == "release" else ["paper"]
     rows = [["mAP (%)", *columns(first["tiou"], first["average"])[1:]]]
     rows += [[name, *row(metrics)[1:]] for name, metrics in results.items()]
     rows += [[REPORTED[name][0], *(f"{v:.2f}" for v in REPORTED[name][1]), "-", "-"] for name in published]
-    lines = aligned(rows)
-    rule = "-" * max(map(len, lines))
-    title = f"{dataset}, protocol {first['protocol']}, {first['videos']} videos"
-    if first.get("simulated"):
-        title += "; SIMULATED features: these numbers say nothing about real videos"
+    head, *lines = aligned(rows)
+    rule = "-" * max(map(len, [head, *lines]))
     notes = [*rounding_lines(first), *(RESTS_ON[name] for name in published)]
-    return "\n".join([title, rule, lines[0], rule, *lines[1:], rule, *notes])
+    return "\n".join([title, rule, head, rule, *lines, rule, *notes])

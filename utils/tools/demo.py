@@ -1,4 +1,14 @@
-"""Simulated two-stream features: ``python -m utils.tools.demo --help``."""
+"""Simulated two-stream features: for trying the program, not for results.
+
+examples:
+  python -m utils.tools.demo --out data/Demo
+      the dataset Demo; main.py --dataset_name Demo makes it where it is missing
+  python -m utils.tools.demo --annotations DIR/Thumos14reduced-Annotations --out data/Thumos14reduced
+      THUMOS14 at full size, for its real proposals
+  python -m utils.tools.demo --annotations DIR/activity_net.v1-2.min-missing-removed.json \\
+                             --out data/ActivityNet1.2 --limit 300 --width 128 --proposals 30
+      a part of ActivityNet1.2 with simulated proposals
+"""
 
 from __future__ import annotations
 
@@ -6,24 +16,15 @@ import shlex
 from pathlib import Path
 from typing import Optional, Sequence
 
-from options import Parser, number
+from options import COUNT, Parser, number
 from utils.datasets.profile import PROFILES, proposals_file
 from utils.datasets.simulate import DEMO, make_demo, simulate
 from utils.errors import run_command
 
-EXAMPLES = """examples:
-  python -m utils.tools.demo --out data/Demo
-      the dataset Demo; main.py --dataset_name Demo makes it where it is missing
-  python -m utils.tools.demo --annotations DIR/Thumos14reduced-Annotations --out data/Thumos14reduced
-      THUMOS14 at full size, for its real proposals
-  python -m utils.tools.demo --annotations DIR/activity_net.v1-2.min-missing-removed.json \\
-                             --out data/ActivityNet1.2 --limit 300 --width 128 --proposals 30
-      a part of ActivityNet1.2 with simulated proposals"""
 
-
-def _parser() -> Parser:
-    about = "Simulated two-stream features: for trying the program, not for results."
-    parser = Parser(prog="python -m utils.tools.demo", description=about, epilog=EXAMPLES, allow_abbrev=False)
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Make the data and print the command that trains on them. Raises InputError."""
+    parser = Parser(prog="python -m utils.tools.demo", description=__doc__)
     add = parser.add_argument_group("what to make").add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write into; it is made if need be")
     text = "folder, JSON or CSV: simulate features for these (default: invent the small dataset Demo)"
@@ -31,21 +32,15 @@ def _parser() -> Parser:
     text = "name of the dataset (default: that of a folder NAME-Annotations, else the last part of DIR)"
     add("--name", metavar="NAME", help=text)
     text = "number of videos to keep, at least one training video for each class (default: all)"
-    add("--limit", type=number(int, 1), metavar="N", help=text)
+    add("--limit", type=COUNT, metavar="N", help=text)
     text = "proposals to simulate for each video (default: 0, use real ones; Demo always has 115)"
     add("--proposals", type=number(int, 0), default=0, metavar="N", help=text)
     add = parser.add_argument_group("how").add_argument
     text = "values of one modality (default: 1024 as I3D's; Demo 64, to train in two minutes)"
-    add("--width", type=number(int, 1), metavar="D", help=text)
+    add("--width", type=COUNT, metavar="D", help=text)
     text = "default: %(default)s, as released features are"
     add("--dtype", choices=("float16", "float32"), default="float16", help=text)
     add("--seed", type=number(int, 0), default=0, metavar="N", help="random seed (default: %(default)s)")
-    return parser
-
-
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Make the data and print the command that trains on them. Raises InputError."""
-    parser = _parser()
     args = parser.parse_args(argv)
     demo = args.annotations is None
     if demo and (args.name or args.limit or args.proposals):

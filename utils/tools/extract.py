@@ -57,7 +57,8 @@ def attention(checkpoint: Path, folder: Path, videos: Sequence[str]) -> Dict[str
 
     folder: the features of the videos. Raises InputError for a checkpoint that does not fit them.
     """
-    from eval.inference import load_trained, score, unlabelled_split
+    from eval.inference import load_trained, score
+    from eval.predict import unlabelled_split
     from losses import TERMS
     from utils.datasets.profile import Profile
 
