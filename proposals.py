@@ -1,6 +1,6 @@
 """Candidate proposals as commands: ``python proposals.py make`` trains a proposal maker and writes its proposals,
-``generate`` writes those of unseen videos, and ``stats`` prints what proposals allow: their class-agnostic recall is
-the ceiling of any scoring of them.
+``generate`` writes those of unseen videos, ``windows`` writes windows as some, and ``stats`` prints what proposals
+allow: their class-agnostic recall is the ceiling of any scoring of them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from generators.make import METHODS, generate, make
 from generators.points import KINDS
 from options import COUNT, POSITIVE, SEED, Parser
 from utils.datasets.annotations import read_annotations
-from utils.datasets.profile import annotations_path, dataset_root, load_profile, proposals_file
-from utils.datasets.proposals import duplicates, load_proposals, recall
+from utils.datasets.features import Features, feature_names
+from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile, proposals_file, settings_of
+from utils.datasets.proposals import duplicates, load_proposals, recall, windows
 from utils.errors import raise_first, run_command
+from utils.files import write_json
 from utils.segments import Segments, check_units
 
 
@@ -63,6 +65,18 @@ def _column(found: Mapping[str, np.ndarray], truth: Segments, rate: Optional[flo
     return rows
 
 
+def write_windows(folder: Path, output: Path) -> str:
+    """Write multi-scale windows (``utils.datasets.proposals.windows``) of every video in a folder of features, whose
+    features.json says the rate (without one: 25 frames a second, 16 a snippet). Returns a line of what there is."""
+    rate = Profile(**settings_of([folder])).snippets_per_second
+    features = Features([folder], feature_names(folder), modalities=1)
+    found = {video: (windows(features.length(video)) / rate).round(4).tolist() for video in features.videos}
+    write_json(output, {"results": {v: [{"segment": segment} for segment in mine] for v, mine in found.items()}})
+    return f"{sum(map(len, found.values())):,} windows of {len(found)} videos: {output}"
+
+
+WINDOWS = """Write windows of 2, 4, 8 … snippets, each half a window after the one before, and the whole video, as
+proposals: what there is where nothing was trained to propose."""
 STATS = """Print for either split how many proposals there are, how many repeat another of their video, how long they
 are, and their recall: the share of instances that some proposal meets with at least that tIoU, whatever its class.
 No scoring of these proposals can find more. Where the dataset's protocol rounds, recall is given twice:
@@ -109,7 +123,8 @@ def _add_generate(commands: Any) -> None:
     sub.add_argument("--features", metavar="DIR", nargs="+", required=True, help=text)
     sub.add_argument("--output", metavar="FILE", required=True, help="JSON to write")
     for name in ("feature_fps", "snippet_stride"):
-        text = f"frames a {'second' if name == 'feature_fps' else 'snippet'} (default: the checkpoint's)"
+        unit = "second" if name == "feature_fps" else "snippet"
+        text = f"frames a {unit} (default: as features.json beside the features says, else the checkpoint's)"
         sub.add_argument(f"--{name}", type=POSITIVE, metavar="X", help=text)
     sub.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: auto")
 
@@ -137,7 +152,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     _add_data(sub)
     text = "clip or drop bad proposals, with counts (default: stop at the first, as it may be a sign of wrong files)"
     sub.add_argument("--fix_proposals", action="store_true", help=text)
+    sub = commands.add_parser("windows", help="windows of every video as proposals", description=WINDOWS)
+    sub.add_argument("--features", type=Path, required=True, metavar="DIR", help="folder of per-video features")
+    sub.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     args = parser.parse_args(argv)
+    if args.command == "windows":
+        print(write_windows(args.features, args.output))
+        return 0
     if args.command == "generate":
         if len(args.features) > 2:
             parser.error("argument --features: one folder, or one of RGB and one of flow")

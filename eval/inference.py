@@ -1,10 +1,9 @@
-"""From a model and videos to detections, metrics and pictures."""
+"""From a model and a split to detections, metrics and pictures."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -13,22 +12,15 @@ from dataset import Dataset, Split, load_dataset, packed_batch
 from eval.classification import accuracy, mean_average_precision, top1_accuracy
 from eval.detection import default_protocol, evaluate_detections, in_protocol
 from eval.postprocess import Candidates, candidates, detect, predicted_classes
-from generators.make import Maker, load_maker
 from losses import TERMS, untrained
 from model import SEAL, check_classes, load_model
 from options import NUMBERS, Options, restore
-from utils.datasets.annotations import read_annotations
-from utils.datasets.features import feature_names, folder_features
-from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile
-from utils.datasets.proposals import load_proposals, read_results, windows
-from utils.datasets.rates import fitting
-from utils.datasets.rows import live_rows
-from utils.errors import InputError, raise_first, some
+from utils.errors import InputError
 from utils.files import file_hash, write_json
 from utils.run.experiment import experiment, plain, record
 from utils.run.plots import figure_to_array, timeline
 from utils.run.report import log, table
-from utils.segments import Segments, spelled, to_snippets
+from utils.segments import Segments
 
 # options that a checkpoint carries, for whoever asks what trained it
 TRAINED_WITH = ("recipe", "losses", "descriptor_level", "roi_size", "max_epoch", "batch_size", "lr", "weight_decay",
@@ -120,67 +112,7 @@ def pictures(data: Dataset, detections: Segments, number: int = 3) -> Iterator[T
         yield video, figure_to_array(figure)
 
 
-def unlabelled_split(
-    features: Sequence[Path],
-    proposals: Union[str, Maker],
-    feature_size: int,
-    profile: Profile,
-    roi_size: int,
-    fix: bool = False,
-) -> Split:
-    """Videos that have features and proposals, as a split without labels; nothing is cached.
-
-    features: folder of per-video files, or one of RGB and one of flow. proposals: JSON in seconds, or "windows":
-    multi-scale windows of every video, or what makes them for every video. profile: says the rate of the features.
-    Raises InputError naming file and video.
-    """
-    maker = proposals if isinstance(proposals, Maker) else None
-    made = maker is not None or proposals == "windows"
-    path = features[0] if made else Path(proposals)
-    names = feature_names(features[0]) if made else list(read_results(path))
-    if not names and not made:
-        raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    source = folder_features(features, feature_size, names, profile.modalities)
-    snippets = np.asarray([source.length(v) for v in source.videos])
-    rate = profile.rates(source.videos, snippets, np.full(len(snippets), np.nan))
-    length_s = dict(zip(source.videos, (snippets + 1) / rate))
-    if made:
-        found = [maker.propose(source.load(v))[:, :2] if maker else windows(n) for v, n in zip(source.videos, snippets)]
-        segments_s = {v: segments / r for v, segments, r in zip(source.videos, found, rate) if len(segments)}
-    else:
-        found = load_proposals(path, length_s, fix)
-        if found.beyond > 1.1:
-            todo = fitting(profile, found.beyond * float(np.median((snippets + 1) / snippets)))
-            for field in ("feature_fps", "snippet_stride"):
-                todo = todo.replace(f'"{field}":', f"--{field}")
-            raise InputError("proposals end far beyond the features", path, todo.replace(" in dataset.json", ""))
-        raise_first(found.problems)
-        for line in found.notes[1 if len(source.videos) < len(names) else 0 :]:  # the first is said below
-            log(line)
-        segments_s = found.segments_s
-    keep = [i for i, v in enumerate(source.videos) if v in segments_s]
-    featured = set(spelled(names, set(source.videos)).values()) & set(source.videos)
-    left_out = {
-        "have no features": [v for v in names if v not in featured],
-        "have no proposals": [v for v in source.videos if v not in segments_s] + list(source.unused()),
-    }
-    for reason, left in left_out.items():
-        if left:
-            log(f"{len(left)} videos {reason} and are left out: {some(left)}")
-    if not keep:
-        raise InputError("no proposals of videos with features", path, f"features are in {features[0]}")
-    videos, snippets, rate = tuple(source.videos[i] for i in keep), snippets[keep], rate[keep]
-    segments = [to_snippets(segments_s[v], r) for v, r in zip(videos, rate)]
-    rows = live_rows(videos, segments, source.load, roi_size)
-    for line in source.notes:
-        log(line)
-    origin = maker.info["trained_on"] if maker else "windows" if made else file_hash(path)
-    hashes = {"features": source.signature(videos), "proposals": origin}
-    labels = np.zeros((len(videos), 0), np.float32)
-    return Split(videos, labels, segments, snippets, snippets / rate, rate, rows, hashes)
-
-
-# ---- what a checkpoint says of itself, and the commands test and predict
+# ---- what a checkpoint says of itself, and the command test
 
 
 def info_of(data: Dataset, options: Mapping[str, object], epoch: int) -> Dict[str, object]:
@@ -234,47 +166,4 @@ def test(args: Options, device: torch.device) -> int:
         write_json(folder / "detections.json", found.detections.to_json(args.dataset_name))
         print(table(args.dataset_name, args.recipe, {path.name: found.metrics}))
         log(f"results.json and detections.json are in {folder}")
-    return 0
-
-
-def check_maker(path: Path, maker: Maker, model: SEAL, classes: Sequence[str]) -> None:
-    """Refuse a proposal maker of another width, or of other classes, than the model (InputError)."""
-    todo = "use the maker of the proposals it was trained on"
-    if maker.width != model.feature_size:
-        what = f"a proposal maker for features of width {maker.width}, a model for {model.feature_size}"
-        raise InputError(what, path, todo)
-    if set(maker.classes) != set(classes):
-        raise InputError("a proposal maker of other classes than the model", path, todo)
-    log(f"proposals by {maker.method}, trained on {maker.info['dataset']}{maker.simulated}")
-
-
-def predict(args: Options, device: torch.device) -> int:
-    """Write detections for videos without annotations. Returns the exit status."""
-    path = Path(args.pretrained_ckpt)
-    model, args, info = load_trained(args)
-    if info:
-        profile = Profile(**{name: info[name] for name in ("feature_fps", "snippet_stride", "modalities")})
-    else:  # what a bare checkpoint does not say comes from the dataset it is for
-        root = dataset_root(args.dataset_name, args.dataset_root)
-        profile = load_profile(args.dataset_name, root)
-        classes = read_annotations(annotations_path(args.dataset_name, root, profile)).annotations.classes
-        info = {"classes": list(classes)}
-    given = {name: getattr(args, name) for name in ("feature_fps", "snippet_stride") if getattr(args, name)}
-    profile = replace(profile, **given)
-    if not isinstance(profile.feature_fps, (int, float)):
-        raise InputError("trained on videos with a rate each, which says nothing of these", path, "give --feature_fps")
-    check_classes(path, model, info, info["classes"])
-    with experiment(args.exp_dir, "predict", "predict") as folder:
-        log(f"rate: {profile.feature_fps:g} frames a second, {profile.snippet_stride:g} frames a snippet")
-        folders = [Path(f) for f in args.features]
-        size = (model.feature_size, profile, args.roi_size, args.fix_proposals)
-        proposals = args.proposals or load_maker(Path(args.proposals_ckpt), device)
-        if isinstance(proposals, Maker):
-            check_maker(Path(args.proposals_ckpt), proposals, model, info["classes"])
-        split = unlabelled_split(folders, proposals, *size)
-        without = untrained(args.losses, args.numbers)
-        found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, without)
-        record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})
-        write_json(folder / "detections.json", found.to_json(path.name))
-        print(f"{len(found.video):,} detections in {len(found.videos)} videos: {folder / 'detections.json'}")
     return 0

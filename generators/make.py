@@ -22,7 +22,7 @@ from generators import co2net, lac
 from generators.points import labels_of_points, read_points, simulate_points
 from generators.shared import Trainer, not_finite
 from utils.datasets.features import Features, feature_names, folder_features
-from utils.datasets.profile import Profile, proposals_file
+from utils.datasets.profile import Profile, proposals_file, settings_of
 from utils.errors import InputError
 from utils.files import content_hash, load_checkpoint, save_checkpoint, write_json
 from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, record
@@ -284,10 +284,11 @@ def load_maker(path: Path, device: torch.device) -> Maker:
 def generate(args: Namespace) -> None:
     """Write the proposals of videos that have features and nothing else."""
     maker = load_maker(Path(args.checkpoint), pick_device(args.device))
-    fps, stride = args.feature_fps or maker.info["feature_fps"], args.snippet_stride or maker.info["snippet_stride"]
+    folders = [Path(folder) for folder in args.features]
+    said = {**maker.info, **settings_of(folders)}
+    fps, stride = args.feature_fps or said["feature_fps"], args.snippet_stride or said["snippet_stride"]
     if fps is None:
         raise InputError("each video of its dataset has its own rate", args.checkpoint, "state --feature_fps")
-    folders = [Path(folder) for folder in args.features]
     features = folder_features(folders, maker.width, feature_names(folders[0]))
     videos, profile = features.videos, Profile(feature_fps=fps, snippet_stride=stride)
     lengths = np.asarray([features.length(v) for v in videos])

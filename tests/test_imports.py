@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     "options",
     "utils",
-    "utils.datasets utils.run",
+    "utils.datasets utils.run utils.video",
     "dataset proposals descriptors generators",
     "model losses",
     "eval",

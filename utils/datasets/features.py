@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.datasets.annotations import Annotations
 from utils.datasets.feature_files import READERS, files_of, list_files, read_features
-from utils.datasets.profile import WHERE_FROM, Profile
+from utils.datasets.profile import WHERE_FROM, Profile, contradictions
 from utils.errors import InputError, some
 from utils.files import content_hash, load_array
 
@@ -206,14 +206,19 @@ def open_features(
             todo = 'remove one of them, or say which in dataset.json: "features"'
             raise InputError("features twice, as a folder and as a file", file, todo)
         sources = [folder if folder.is_dir() else file]
-    return Features(sources, annotations.videos, feature_size, profile.modalities)
+    features = Features(sources, annotations.videos, feature_size, profile.modalities)
+    features._notes += contradictions(profile, sources, "dataset.json")
+    return features
 
 
 def feature_names(folder: Path) -> List[str]:
-    """Names of the files in a folder of per-video features. InputError where it is none."""
+    """Names of the feature files in a folder of them, a file a video. InputError where it is none."""
     if not folder.is_dir():
         raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
-    return sorted({path.stem for path in folder.rglob("*.*")})
+    names = sorted({name for files in list_files(folder) for name in files})
+    if not names:
+        raise InputError("no feature files in this folder", folder, f"forms that are read: {' '.join(READERS)}")
+    return names
 
 
 def folder_features(
@@ -222,8 +227,6 @@ def folder_features(
     """Features of the videos ``names`` for a checkpoint of width 2D = ``width``. InputError for another width."""
     for folder in folders:
         feature_names(folder)
-    if not names:
-        raise InputError("an empty folder", folders[0], f"forms that are read: {' '.join(READERS)}")
     features = Features(folders, names, width, modalities)
     try:
         features.length(features.videos[0])

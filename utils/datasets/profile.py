@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from utils.files import load_json
 THUMOS_TIOU = tuple(np.linspace(0.1, 0.7, 7).tolist())
 MAKER_SETTINGS = ("thumos14", "activitynet", "demo")
 ACTIVITYNET_TIOU = tuple(np.linspace(0.5, 0.95, 10).tolist())
+SETTINGS = "features.json"  # beside features of ours: how they were made
+STATED = ("feature_fps", "snippet_stride", "modalities")  # there
 WHERE_FROM = "README, 'THUMOS14 from download to table' or 'Own data', says where each file comes from"
 
 
@@ -80,19 +82,40 @@ def dataset_root(name: str, root: Optional[str] = None) -> Path:
     return Path(root) if root else Path("data") / name
 
 
+def settings_of(folders: Sequence[Path]) -> Dict[str, float]:
+    """What features.json beside features states of feature_fps, snippet_stride, modalities; empty without one.
+
+    folders: one of both streams together, or one of RGB and one of flow. Raises InputError for another file.
+    """
+    found = {path: load_json(path) for path in (folder / SETTINGS for folder in folders) if path.is_file()}
+    for path, said in found.items():
+        if not isinstance(said, dict) or not all(said.get(f) and _RULES[f][0](said[f]) for f in STATED):
+            raise InputError(f"no {', '.join(STATED)}", path, "extract the features again, or delete the file")
+    streams = {"modalities": len(folders)} if len(folders) > 1 else {}
+    return {field: {**said, **streams}[field] for said in found.values() for field in STATED}
+
+
+def contradictions(profile: Profile, folders: Sequence[Path], holds: str) -> List[str]:
+    """A line to log where ``profile`` differs from the features' own features.json; holds: who stated what is taken."""
+    said, taken = settings_of(folders), vars(profile)
+    differ = [f"{field} {said[field]:g}" for field in said if taken[field] != said[field]]
+    return [f"{folders[0] / SETTINGS} says {', '.join(differ)}: {holds} says otherwise, and holds"] if differ else []
+
+
 def load_profile(name: str, root: Path) -> Profile:
-    """The built-in profile of that exact name, overridden by ROOT/dataset.json. Raises InputError."""
+    """The built-in profile of that exact name, overridden by features.json beside the features, and that by
+    ROOT/dataset.json. Raises InputError."""
     if not root.is_dir():
         raise InputError("no such dataset folder", root, WHERE_FROM)
-    path = root / "dataset.json"
+    path, joint = root / "dataset.json", root / f"{name}-I3D-JOINTFeatures"
     if not path.exists():
         if name not in PROFILES:
             todo = f"use one of {', '.join(PROFILES)} or write that file, README 'Own data'"
             raise InputError(f"dataset {name!r} has no built-in profile and no dataset.json", path, todo)
-        return PROFILES[name]
+        return dataclasses.replace(PROFILES[name], **settings_of([joint]))
     given = load_json(path)
     if not isinstance(given, dict):
-        raise InputError("no JSON object", path, 'expected {"field": value, …}, README \'Own data\'')
+        raise InputError("no JSON object", path, "expected {\"field\": value, …}, README 'Own data'")
     unknown = sorted(set(given) - set(_RULES))
     if unknown:
         raise InputError(f"unknown fields {unknown}", path, f"known: {', '.join(sorted(_RULES))}")
@@ -107,8 +130,10 @@ def load_profile(name: str, root: Path) -> Profile:
             raise InputError(f"{field} is {str(given[field])[:80]!r}", path, f"{field} must be {should_be}")
     if values.get("proposals_root") is not None:
         values["proposals_root"] = str(root / values["proposals_root"])
+    folders = [root / source for source in values.get("features") or ()] or [joint]
     stated = name in PROFILES or not {"train_subset", "test_subset"}.isdisjoint(given)
-    profile = dataclasses.replace(PROFILES.get(name, Profile()), stated_subsets=stated, **values)
+    values = {**settings_of(folders), **values, "stated_subsets": stated}
+    profile = dataclasses.replace(PROFILES.get(name, Profile()), **values)
     if profile.round_ground_truth and (profile.rescaled or isinstance(profile.feature_fps, dict)):
         raise InputError("round_ground_truth needs one rate for all videos", path, "leave it out")
     return profile
@@ -149,7 +174,9 @@ def annotations_path(name: str, root: Path, profile: Profile) -> Path:
     if folder.is_dir():
         return folder
     files = [p for p in sorted(root.iterdir()) if p.suffix.lower() in (".json", ".csv")]
-    files = [p for p in files if p.name != "dataset.json" and not p.name.startswith(("Proposals_", "."))]
+    files = [
+        p for p in files if p.name not in ("dataset.json", SETTINGS) and not p.name.startswith(("Proposals_", "."))
+    ]
     if len(files) != 1:
         names = ", ".join(p.name for p in files) or "no .json or .csv either"
         todo = "name the annotations in dataset.json; " + WHERE_FROM

@@ -34,6 +34,7 @@ STATE = {"model": dict, "optimizer": dict, "options": dict, "inputs": dict, "epo
 def pick_device(name: str, tf32: bool = False) -> torch.device:
     """``auto``, ``cuda`` or ``cpu`` as a device; TF32 is off unless asked for. InputError where there is no CUDA."""
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # convolutions: of I3D
     if name != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if name == "cuda":

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Optional, Tuple
 
 import numpy as np
 
+from utils.files import atomic
 from utils.segments import Segments
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
 WIDTH_IN, LANE_IN, DPI = 11.0, 0.26, 100  # width of a picture and height of a lane in inches, dots an inch
@@ -27,17 +30,19 @@ def class_colour(index: int) -> Tuple[float, float, float]:
     return colorsys.hsv_to_rgb(index * 0.618034 % 1, (0.9, 0.55, 0.75)[index % 3], (0.85, 0.9, 0.6)[index % 3])
 
 
-def timeline(video: str, truth: Segments, found: Segments, duration_s: float, most: Optional[int] = None) -> Figure:
+def timeline(
+    video: str, truth: Optional[Segments], found: Segments, duration_s: float, most: Optional[int] = None
+) -> Figure:
     """Ground truth of a video above its best detections ``found``, on an axis of seconds.
 
-    truth and found share their list of classes. duration_s may be NaN. most: how many detections to draw, the best
-    first; default: twice the instances, at least 8, at most 40. Opacity is the score over the best score; the score
-    itself is printed where there is room. The legend names the classes that occur.
+    truth and found share their list of classes; without truth there are detections alone. duration_s may be NaN. most:
+    how many detections to draw, the best first; default: twice the instances, at least 8, at most 40. Opacity is the
+    score over the best score; the score itself is printed where there is room. The legend names the classes that occur.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    truth_s, truth_label, _ = truth.of(video)
+    truth_s, truth_label, _ = (found.keep([]) if truth is None else truth).of(video)
     found_s, found_label, score = found.of(video)
     most = int(np.clip(2 * len(truth_s), 8, 40)) if most is None else most
     best, total = np.argsort(-score, kind="stable")[:most], len(score)
@@ -45,10 +50,11 @@ def timeline(video: str, truth: Segments, found: Segments, duration_s: float, mo
     length_s = float(max(*truth_s[:, 1], *found_s[:, 1], np.nan_to_num(duration_s), 0)) or 1.0
     truth_lane, found_lane = (_lanes(segment_s, gap_s=0.002 * length_s) for segment_s in (truth_s, found_s))
     num_truth, num_found = (lane.max(initial=0) + 1 for lane in (truth_lane, found_lane))
-    base, rows = num_truth + 0.5, num_truth + 0.5 + num_found  # an empty half lane between the groups
+    base = 0 if truth is None else num_truth + 0.5  # an empty half lane between the groups
+    rows = base + num_found
 
     present = np.unique(np.concatenate([truth_label, found_label]))
-    names = [_plain(truth.classes[c], 40) for c in present]
+    names = [_plain(found.classes[c], 40) for c in present]
     columns = max(1, min(len(present), int(150 / (8 + max(map(len, names), default=0)))))
     height_in = 0.95 + LANE_IN * rows + 0.2 * -(-len(present) // columns)
     figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
@@ -65,13 +71,15 @@ def timeline(video: str, truth: Segments, found: Segments, duration_s: float, mo
             paper = {"facecolor": "white", "alpha": 0.6, "linewidth": 0, "pad": 0.8}
             at = (start + (end - start) / 2, lane)
             axes.text(*at, f"{number:.2f}", ha="center", va="center", fontsize=7, bbox=paper)
-    for group, y, text in ((truth_s, num_truth / 2, "no instance"), (found_s, base + num_found / 2, "no detection")):
+    shown = f"detections\nbest {len(found_s)} of {total}" if total > len(found_s) else "detections"
+    groups = [(truth_s, num_truth / 2, "ground truth", "no instance")]
+    groups.append((found_s, base + num_found / 2, shown, "no detection"))
+    groups = groups[truth is None :]
+    for group, y, _, text in groups:
         if not len(group):
             axes.text(length_s / 2, y, text, ha="center", va="center", fontsize=9, color="gray", style="italic")
-
-    shown = f"detections\nbest {len(found_s)} of {total}" if total > len(found_s) else "detections"
     axes.set(xlim=(0, length_s), ylim=(rows, 0), xlabel="seconds")
-    axes.set_yticks([num_truth / 2, base + num_found / 2], ["ground truth", shown])
+    axes.set_yticks([y for _, y, *_ in groups], [name for _, _, name, _ in groups])
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(_plain(video, 100), fontsize=11)
@@ -91,6 +99,14 @@ def figure_to_array(figure: Figure) -> np.ndarray:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script the font lacks: boxes will do
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    from matplotlib.image import imsave
+
+    with atomic(path) as scratch:
+        imsave(scratch, figure_to_array(figure), format="png")
 
 
 def _lanes(segments_s: np.ndarray, gap_s: float) -> np.ndarray:
