@@ -135,6 +135,8 @@ def load_dataset(args: Options, splits: Sequence[str] = ("train", "test")) -> Da
         log(f"no test videos (subset {profile.test_subset!r}): nothing is evaluated, the last weights are saved")
         splits = ["train"]
     found = {split: _split(source, split, args) for split in splits}
+    for line in source.features.notes:
+        log(line)
     test = found.get("test")
     truth = source.instances.keep([v for v in (test.videos if test else ()) if v not in profile.excluded_videos])
     simulated = source.features.simulated is not None
@@ -185,9 +187,7 @@ def _split(source: Source, split: str, args: Options) -> Split:
         name, dtype = f"{source.name}-{split}", args.cache_dtype
         rows = cached_rows(cache_dir, name, videos, proposals, features.load, signature, args.roi_size, dtype)
     features.release()
-    for line in features.notes:
-        log(line)
-    hashes = {"features": signature, "proposals": file_hash(path)}
+    hashes = {"features": content_hash(num_snippets, rows.video_mean), "proposals": file_hash(path)}
     return Split(videos, labels, proposals, num_snippets, length_s, rate, rows, hashes)
 
 
@@ -220,12 +220,14 @@ def _lengths(
     if path and path.exists():
         with suppress(InputError):  # damaged: read again
             found = load_array(path)
-            if found.shape == (len(videos),) and found.dtype == np.int64:
-                return found
-    found = np.asarray([source.features.length(v) for v in videos], dtype=np.int64)
+            if found.shape == (len(videos), 2) and found.dtype == np.int64:
+                source.features.cut.update({v: n for v, n in zip(videos, found[:, 1].tolist()) if n})
+                return found[:, 0]
+    lengths = [source.features.length(v) for v in videos]
+    found = np.asarray([(n, source.features.cut.get(v, 0)) for v, n in zip(videos, lengths)], dtype=np.int64)
     if path:
         save_array(path, found)
-    return found
+    return found[:, 0]
 
 
 def epoch_order(videos: np.ndarray, batch_size: int, seed: int, epoch: int) -> List[np.ndarray]:

@@ -22,6 +22,7 @@ from torch import nn
 
 from dataset import Inputs, epoch_order, load_dataset, packed_batch
 from descriptors import load_or_make
+from eval.detection import default_protocol
 from eval.inference import evaluate, info_of, pictures, test
 from eval.predict import predict
 from losses import TERMS, padding_rows, pseudo_labels, schedule, seal_terms, untrained
@@ -147,7 +148,8 @@ class Run:
         self.records: List[torch.Tensor] = []  # terms of the steps of this epoch
         self.term_names: List[str] = []
         self.history: List[Dict] = []  # metrics of every evaluation
-        self.options = {**plain(args), "device": group.device.type, "processes": group.size}
+        protocol = args.protocol or default_protocol(self.data.profile)
+        self.options = {**plain(args), "protocol": protocol, "device": group.device.type, "processes": group.size}
         self.inputs = {**self.data.hashes, "pseudo_labels": content_hash(*self.pseudo)}  # and so the descriptors
 
     def batches(self) -> List[np.ndarray]:
@@ -277,9 +279,7 @@ def train_one(args: Options, folder: Path, group: Group, stop: Stop, quiet: bool
 
 def train_seed(args: Options, group: Group, threads: Optional[int] = None) -> Optional[Tuple[Dict, Dict]]:
     """Train one seed in its folder: (last, best) metrics, empty without test videos; None if it was asked to stop.
-
-    threads: of this process, where several seeds run side by side.
-    """
+    threads: of this process, where several seeds run side by side."""
     if threads:
         torch.set_num_threads(threads)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # but for Stop's own: a process that has no seed left is silent
@@ -339,8 +339,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run the command line; returns the exit status."""
     args = parse(argv, tuple(TERMS))
     with processes(args) as group:
-        if args.run_type != "train":
-            return {"test": test, "predict": predict}[args.run_type](args, group.device)
+        if args.run_type != "train":  # of several processes, the first one alone
+            return 0 if group.rank else {"test": test, "predict": predict}[args.run_type](args, group.device)
         return train_seeds(args, group) if args.seeds else train(args, group)
 
 

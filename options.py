@@ -253,6 +253,7 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
             p.error(f"--{name} is for --run_type {' and '.join(run_types)}{todo}")
     wrong = (
         (args.resume and not args.exp_dir, "--resume needs --exp_dir"),
+        (args.jobs > 1 and not args.seeds, "--jobs is for --seeds"),
         (args.roi_size % 6, f"argument --roi_size: {args.roi_size} is no multiple of 6"),
         (args.seeds and len(set(args.seeds)) != len(args.seeds), "argument --seeds: duplicate seed"),
         (args.seeds and args.seed != p.get_default("seed"), "argument --seeds: not beside --seed"),

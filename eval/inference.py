@@ -14,7 +14,7 @@ from eval.detection import default_protocol, evaluate_detections, in_protocol
 from eval.postprocess import Candidates, candidates, detect, predicted_classes
 from losses import TERMS, untrained
 from model import SEAL, check_classes, load_model
-from options import NUMBERS, Options, restore
+from options import NUMBERS, RECIPES, Options, restore
 from utils.errors import InputError
 from utils.files import file_hash, write_json
 from utils.run.experiment import experiment, plain, record
@@ -24,7 +24,8 @@ from utils.segments import Segments
 
 # options that a checkpoint carries, for whoever asks what trained it
 TRAINED_WITH = ("recipe", "losses", "descriptor_level", "roi_size", "max_epoch", "batch_size", "lr", "weight_decay",
-                "dropout_ratio", "max_proposal", "share_rows", "amp", "seed", *(n.name for n in NUMBERS))  # fmt: skip
+                "dropout_ratio", "max_proposal", "share_rows", "amp", "tf32", "cache_dtype", "seed",
+                *(n.name for n in NUMBERS))  # fmt: skip
 ROWS_AT_ONCE = 8192  # rows the network takes at once: 200 MB of inputs at 2D = 2048
 
 
@@ -121,7 +122,8 @@ def info_of(data: Dataset, options: Mapping[str, object], epoch: int) -> Dict[st
     one_rate = not profile.rescaled and not isinstance(profile.feature_fps, dict)
     rate = {"feature_fps": profile.feature_fps if one_rate else None, "snippet_stride": profile.snippet_stride}
     modalities = {"modalities": profile.modalities or 2}
-    return {"classes": list(data.classes), **rate, **modalities, "epoch": epoch, "options": trained_with}
+    said = {"dataset": data.name, "classes": list(data.classes), **rate, **modalities}
+    return {**said, "epoch": epoch, "options": trained_with}
 
 
 def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
@@ -129,9 +131,12 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
     path = Path(args.pretrained_ckpt)
     model, info = load_model(path)
     if not info:  # the authors' bare checkpoints
+        log(f"{path} does not say what trained it: the options of this command are taken")
         return model, args, info
     try:
-        trained = restore(args, {name: info["options"][name] for name in TRAINED_WITH}, tuple(TERMS))
+        stated = {name: info["options"][name] for name in TRAINED_WITH if name in info["options"]}
+        recipe = RECIPES[stated["recipe"]]._asdict()  # for numbers of losses that came after it
+        trained = restore(args.replace(**recipe), stated, tuple(TERMS))
         said = {name: info[name] for name in ("feature_fps", "snippet_stride", "modalities")}
         classes = [str(name) for name in info["classes"]]
         good = all(x is None or type(x) in (int, float) and 1e-3 <= x < 1e6 for x in said.values())
@@ -140,10 +145,13 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
     except (KeyError, TypeError, ValueError):
         todo = "save it again, or use its bare state_dict"
         raise InputError("a checkpoint whose info is damaged", path, todo) from None
-    given = vars(args)
-    differ = [f"{name} {value}" for name, value in sorted(vars(trained).items()) if given[name] != value]
-    if differ:
-        log(f"trained with other options, which hold here: {', '.join(differ)}")
+    differ = [
+        f"{n} {v}"
+        for n, v in vars(trained).items()
+        if v != {**vars(args), **recipe}[n] and n not in ("losses", "recipe")
+    ]
+    losses = f"recipe {trained.recipe}, losses {','.join(trained.losses) or 'none'}"
+    log(f"the checkpoint's own options hold here: {', '.join([losses, *differ])}")
     return model, trained, {**said, "classes": classes}
 
 

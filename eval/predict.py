@@ -24,7 +24,7 @@ from utils.datasets.proposals import load_proposals, read_results, windows
 from utils.datasets.rates import fitting
 from utils.datasets.rows import live_rows
 from utils.errors import InputError, raise_first, some
-from utils.files import child, file_hash, write_json
+from utils.files import child, content_hash, file_hash, write_json
 from utils.run.experiment import experiment, plain, record
 from utils.run.plots import save_figure, timeline
 from utils.run.report import log
@@ -70,7 +70,7 @@ def unlabelled_split(
         segments_s = {v: segments / r for v, segments, r in zip(source.videos, found, rate) if len(segments)}
     else:
         found = load_proposals(path, length_s, fix)
-        if found.beyond > 1.1:
+        if 1.1 < found.beyond < 8:  # a wrong rate; frames for seconds are further off
             todo = fitting(profile, found.beyond * float(np.median((snippets + 1) / snippets)))
             for field in ("feature_fps", "snippet_stride"):
                 todo = todo.replace(f'"{field}":', f"--{field}")
@@ -84,7 +84,7 @@ def unlabelled_split(
     unused = source.unused() if videos is None else sorted({*videos} - {*spelled(names, videos).values()})
     left_out = {
         "have no features": [v for v in names if v not in featured],
-        "have no proposals": [*(v for v in source.videos if v not in segments_s), *unused],
+        "have no proposals": sorted({v for v in source.videos if v not in segments_s} | {Path(v).stem for v in unused}),
     }
     for reason, left in left_out.items():
         if left:
@@ -97,7 +97,7 @@ def unlabelled_split(
     for line in source.notes:
         log(line)
     origin = maker.info["trained_on"] if maker else "windows" if made else file_hash(path)
-    hashes = {"features": source.signature(videos), "proposals": origin}
+    hashes = {"features": content_hash(snippets, rows.video_mean), "proposals": origin}
     labels = np.zeros((len(videos), 0), np.float32)
     return Split(videos, labels, segments, snippets, snippets / rate, rate, rows, hashes)
 

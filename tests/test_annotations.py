@@ -382,3 +382,26 @@ def test_ambiguous_intervals(tmp_path):
         path.write_text(f"v 1 2\n{text}\n")
         with pytest.raises(InputError, match="Ambiguous_test.txt, line 2"):
             read_ambiguous(path, ["v"])
+
+
+@pytest.mark.parametrize("names, train, test", [
+    (("training", "validation"), "training", "validation"), (("train", "val"), "train", "val"),
+    (("training", "validation", "test"), "training", "test"), (("validation", "test"), "validation", "test"),
+])  # fmt: skip
+def test_a_subset_of_training_videos_is_trained_on_where_nobody_states_another(tmp_path, names, train, test):
+    rows = "".join(f"v{i},{name},jump,0,1\n" for i, name in enumerate(names))
+    (tmp_path / "a.csv").write_text("video,subset,label,start,end\n" + rows)
+    read = read_annotations(tmp_path / "a.csv", Profile(stated_subsets=False))
+    for role, wanted in ((train, "validation"), (test, "test")):
+        assert [names[i] for i in read.annotations.of(wanted)] == [role]
+    stated = read_annotations(tmp_path / "a.csv", Profile("validation", "test"))
+    assert [names[i] for i in stated.annotations.of("validation")] == ["validation" if "validation" in names else train]
+
+
+def test_what_is_wrong_with_every_entry_is_said_and_an_unknown_duration_may_be_null(tmp_path):
+    entry = {"subset": "test", "duration": None, "annotations": [{"segment": [0, 1], "label": "jump"}]}
+    (tmp_path / "a.json").write_text(json.dumps({"database": {"v": entry}}))
+    assert np.isnan(read_annotations(tmp_path / "a.json").annotations.duration_s).all()
+    (tmp_path / "a.json").write_text(json.dumps({"database": {"v": {**entry, "subset": None}}}))
+    with pytest.raises(InputError, match="not an ActivityNet entry"):
+        read_annotations(tmp_path / "a.json")

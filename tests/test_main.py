@@ -133,7 +133,7 @@ def test_a_test_says_what_trained_its_checkpoint(root, tmp_path, capsys):
     for name in ("losses", "roi_size", "lr", "batch_size", "max_epoch", "seed", *Recipe._fields):
         assert tested[name] == trained[name]
     said = capsys.readouterr().err
-    assert all(text in said for text in ("which hold here", "gamma 0.5", "lr 0.001", "sme_labels high"))
+    assert all(text in said for text in ("own options hold here", "gamma 0.5", "lr 0.001", "sme_labels high"))
 
 
 def test_an_untrained_process_branch_does_not_enter_the_scores(root, tmp_path):
@@ -286,3 +286,12 @@ def test_out_of_memory_is_one_line_that_names_what_to_lower(root, tmp_path, monk
 def test_a_place_that_is_not_there_is_one_line(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main_refuses(words, "no/such")
+
+
+def test_a_checkpoint_from_before_a_new_number_can_still_be_tested(root, finished, tmp_path):
+    """A loss that somebody adds brings a number; what was trained without it does not state it."""
+    checkpoint = load_checkpoint(finished / "ckpt" / "last_model.pkl")
+    del checkpoint._metadata["seal"]["options"]["pc_penalty"]
+    torch.save(checkpoint, tmp_path / "older.pkl")
+    run_test(tmp_path / "older.pkl", root, tmp_path / "t")
+    assert read(tmp_path / "t", "options")["pc_penalty"] == read(finished, "options")["pc_penalty"]

@@ -44,6 +44,7 @@ class Features:
             self._row = {video: i for i, video in enumerate(all_videos)}
         else:
             self._listed = [files for folder in self.sources for files in list_files(folder)]
+            self._check_streams()
         self.parts = max(1, len(self._listed))  # in how many pieces a video's features come
         if self.parts > 2:
             raise InputError("rgb/ and flow/ inside the folders of RGB and flow", self.sources[0], "give one folder")
@@ -57,6 +58,18 @@ class Features:
             names = names or sorted(path.name for path in self.sources[0].iterdir()) or ["nothing"]
             todo = f"files are found by video name, such as {all_videos[0]}; forms that are read: {' '.join(READERS)}"
             raise InputError(f"no annotated video has a feature file: found {some(names)}", self.sources[0], todo)
+
+    def _check_streams(self) -> None:
+        paths = [path.relative_to(s) for files in self._listed for path in files.values() for s in self.sources
+                 if s in path.parents]  # fmt: skip
+        streams = sorted({part.lower() for path in paths for part in path.parts[:-1]} & {"rgb", "flow"})
+        if len(self._listed) == 1 and streams and self.modalities != 1:
+            todo = 'add the other stream, or say "modalities": 1 in dataset.json'
+            raise InputError(f"only {streams[0]}/ has features", self.sources[0], todo)
+        if len(self._listed) == 2 and self.modalities == 1:
+            raise InputError(
+                'two streams of features for "modalities": 1', self.sources[0], "leave it out, or one stream"
+            )
 
     @property
     def notes(self) -> List[str]:
@@ -150,7 +163,10 @@ class Features:
     def length(self, video: str) -> int:
         """T of a video; of a folder's .npy files, only the header is read."""
         axis = int(self.layout[1])
-        return min(self._raw(video, source, mmap=True).shape[axis] for source in range(self.parts))
+        lengths = [self._raw(video, source, mmap=True).shape[axis] for source in range(self.parts)]
+        if 0 < max(lengths) - min(lengths) <= MAX_CUT:
+            self.cut[video] = max(lengths) - min(lengths)
+        return min(lengths)
 
     def unused(self) -> Tuple[str, ...]:
         """Feature files that belong to no annotated video, or whose video is read from another file."""

@@ -56,7 +56,8 @@ def experiment(folder: Optional[str], run_type: str, default: str, resume: bool 
     try:
         with locked(path / ".lock", wait=False):
             if (path / "options.json").exists() and not resume:
-                there = load_json(path / "options.json").get("run_type")
+                options = load_json(path / "options.json")
+                there = options.get("run_type") if isinstance(options, dict) else None
                 if there != run_type:
                     what = f"this folder already holds a run of another kind ({there})"
                     raise InputError(what, path, "name another --exp_dir")
