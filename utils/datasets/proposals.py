@@ -25,13 +25,17 @@ class Proposals(NamedTuple):
     beyond: float = 0.0  # median over the videos of the last end / the length of the video
 
 
+def read_document(path: Path) -> Dict[str, Any]:
+    """A proposals file with its "results", unchecked. Raises InputError for a file of another form."""
+    document = load_json(path, todo=WHERE_FROM, allow_nan=True)
+    if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
+        raise InputError("no 'results' of videos", path, f"expected {FORM}")
+    return document
+
+
 def read_results(path: Path) -> Dict[str, Any]:
     """What a proposals file lists for each video, unchecked. Raises InputError for a file of another form."""
-    document = load_json(path, todo=WHERE_FROM, allow_nan=True)
-    results = document.get("results") if isinstance(document, dict) else None
-    if not isinstance(results, dict):
-        raise InputError("no 'results' of videos", path, f"expected {FORM}")
-    return results
+    return read_document(path)["results"]
 
 
 def load_proposals(
@@ -44,7 +48,8 @@ def load_proposals(
     than SLACK_S), is a problem that names file, video and index; with ``fix`` it is clipped or, where nothing is left,
     dropped. results: ``read_results`` of the file, if done already. Raises InputError for a file of another form.
     """
-    results = read_results(path) if results is None else results
+    document = read_document(path) if results is None else {"results": results}
+    results, version = document["results"], str(document.get("version", ""))
     found: Dict[str, np.ndarray] = {}
     problems: List[InputError] = []
     every, ratios = [], []
@@ -85,11 +90,13 @@ def load_proposals(
         (dropped, "proposals were dropped (--fix_proposals)"),
         (clipped, "proposals were clipped to their video (--fix_proposals)"),
     )
+    lines = [f"{path}: {count} {text}" for count, text in notes if count]
+    lines += [f"{path}: made by {version}"] if "SIMULATED" in version else []
     table = np.concatenate([np.zeros((0, 3)), *every])
     units = check_units(table[:, :2], table[:, 2], "proposals", path)
     problems = [units] * (units is not None) + problems
     beyond = float(np.nanmedian(ratios)) if ratios else 0.0
-    return Proposals(found, [f"{path}: {count} {text}" for count, text in notes if count], problems, beyond)
+    return Proposals(found, lines, problems, beyond)
 
 
 def _pairs(entries: object) -> Optional[np.ndarray]:
