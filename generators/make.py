@@ -22,7 +22,7 @@ from generators import co2net, lac
 from generators.points import labels_of_points, read_points, simulate_points
 from generators.shared import Trainer, not_finite
 from utils.datasets.features import Features, feature_names, folder_features
-from utils.datasets.profile import Profile, proposals_file, settings_of
+from utils.datasets.profile import Profile, dataset_root, proposals_file, settings_of
 from utils.errors import InputError
 from utils.files import content_hash, load_checkpoint, save_checkpoint, write_json
 from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, record
@@ -143,7 +143,7 @@ class Training:
 
 def make(args: Namespace) -> bool:
     """Train, and write the checkpoint and both proposals files. False if it was asked to stop before the end."""
-    if args.dataset_name == "Demo":
+    if args.dataset_name == "Demo" and not dataset_root("Demo", args.dataset_root).exists():
         ready_demo(args.dataset_root)
     source = open_source(args.dataset_name, args.dataset_root)
     paths = {s: proposals_file(source.name, source.profile, s, args.proposals_root) for s in ("train", "test")}

@@ -142,7 +142,7 @@ def generate(checkpoint, output, *features):
 
 
 @METHODS
-def test_generate_gives_the_proposals_of_the_test_split_and_predict_takes_its_checkpoint(root, tmp_path, method):
+def test_generate_gives_the_test_split_and_predict_takes_the_checkpoint(root, tmp_path, method, capsys):
     _, (_, test) = run(root, tmp_path, method, *["--simulate_points", "uniform"] * (method == "lac"))
     folder, checkpoint, seal = unseen(root, tmp_path), tmp_path / "run" / "ckpt" / "last_model.pkl", tmp_path / "seal"
     found = generate(checkpoint, tmp_path / "made" / "p.json", folder)
@@ -162,6 +162,7 @@ def test_generate_gives_the_proposals_of_the_test_split_and_predict_takes_its_ch
     words = f"--run_type train --dataset_name Tiny --dataset_root {root} --proposals_root {tmp_path / 'p'}".split()
     words += f"--max_epoch 1 --no_cache --descriptors_root {tmp_path / 'd'} --exp_dir {seal} --device cpu".split()
     assert main.main([str(w) for w in words]) == 0
+    assert (f"made by {method} trained on Tiny SIMULATED (points" in capsys.readouterr().err) == bool(simulated)
     words = ["--run_type", "predict", "--features", folder, "--pretrained_ckpt", seal / "ckpt" / "last_model.pkl"]
     given = []
     for number, how in enumerate((["--proposals_ckpt", checkpoint], ["--proposals", tmp_path / "made" / "p.json"])):

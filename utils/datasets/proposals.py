@@ -26,13 +26,17 @@ class Proposals(NamedTuple):
     beyond: float = 0.0  # median over the videos of the last end / the length of the video
 
 
+def read_document(path: Path) -> Dict[str, Any]:
+    """A proposals file with its "results", unchecked. Raises InputError for a file of another form."""
+    document = load_json(path, todo=WHERE_FROM, allow_nan=True)
+    if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
+        raise InputError("no 'results' of videos", path, f"expected {FORM}")
+    return document
+
+
 def read_results(path: Path) -> Dict[str, Any]:
     """What a proposals file lists for each video, unchecked. Raises InputError for a file of another form."""
-    document = load_json(path, todo=WHERE_FROM, allow_nan=True)
-    results = document.get("results") if isinstance(document, dict) else None
-    if not isinstance(results, dict):
-        raise InputError("no 'results' of videos", path, f"expected {FORM}")
-    return results
+    return read_document(path)["results"]
 
 
 def load_proposals(path: Path, length_s: Mapping[str, float], fix: bool = False) -> Proposals:
@@ -43,11 +47,12 @@ def load_proposals(path: Path, length_s: Mapping[str, float], fix: bool = False)
     than SLACK_S), is a problem that names file, video and index; with ``fix`` it is clipped or, where nothing is left,
     dropped. Raises InputError for a file of another form.
     """
+    document = read_document(path)
+    results, version = document["results"], str(document.get("version", ""))
     found: Dict[str, np.ndarray] = {}
     problems: List[InputError] = []
     every, ratios = [np.zeros((0, 3))], []
     dropped = clipped = 0
-    results = read_results(path)
     names = spelled(results, length_s, path)
     unknown = [listed for listed, video in names.items() if video not in length_s]
     for listed, video in names.items():
@@ -88,7 +93,9 @@ def load_proposals(path: Path, length_s: Mapping[str, float], fix: bool = False)
     units = check_units(table[:, :2], table[:, 2], "proposals", path)
     problems = problems if units is None else [units]
     beyond = float(np.median(ratios)) if ratios else 0.0
-    return Proposals(found, [f"{path}: {count} {text}" for count, text in notes if count], problems, beyond)
+    lines = [f"{path}: {count} {text}" for count, text in notes if count]
+    lines += [f"{path}: made by {version}"] if "SIMULATED" in version else []
+    return Proposals(found, lines, problems, beyond)
 
 
 def _pairs(entries: object) -> Optional[np.ndarray]:
