@@ -36,7 +36,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     text = "proposals to simulate for each video (default: 0, use real ones; Demo always has 115)"
     add("--proposals", type=number(int, 0), default=0, metavar="N", help=text)
     add = parser.add_argument_group("how").add_argument
-    text = "values of one modality (default: 1024 as I3D's; Demo 64, to train in two minutes)"
+    text = "values of one modality (default: 1024 as I3D's; Demo 64, to train in a minute)"
     add("--width", type=COUNT, metavar="D", help=text)
     text = "default: %(default)s, as released features are"
     add("--dtype", choices=("float16", "float32"), default="float16", help=text)
