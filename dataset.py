@@ -73,6 +73,11 @@ class Dataset:
     simulated: bool
 
     @property
+    def version(self) -> str:
+        """What detections in this dataset carry as their "version"."""
+        return self.name + " (SIMULATED features)" * self.simulated
+
+    @property
     def hashes(self) -> Dict[str, str]:
         """Of all that a training and its evaluations read, by name."""
         splits = {"train": self.train, "test": self.test}

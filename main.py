@@ -221,7 +221,7 @@ class Run:
         for kind in kinds:
             save_model(self.folder / "ckpt" / f"{kind}_model.pkl", self.model, info)
         if self.data.test:
-            write_json(self.folder / "detections.json", found.detections.to_json(self.args.dataset_name))
+            write_json(self.folder / "detections.json", found.detections.to_json(self.data.version))
             write_evaluations(self.folder, self.history)
             board.scalars(tags(self.history[-1]), self.epoch)
             for video, picture in pictures(self.data, found.detections):
@@ -289,7 +289,8 @@ def train_seed(args: Options, group: Group, threads: Optional[int] = None) -> Op
             folder = stack.enter_context(experiment(args.exp_dir, "train", f"{args.dataset_name}-train", args.resume))
         run = train_one(args, folder, group, stack.enter_context(Stop()), quiet=bool(threads))
     if run.epoch <= args.max_epoch:
-        log(f"stopped in epoch {run.epoch}; continue with the same command and --resume --exp_dir {folder}")
+        again = f"--resume --exp_dir {folder.parent if args.seeds else folder}"
+        log(f"stopped in epoch {run.epoch}; continue with the same command and {again}")
         return None
     log(f"everything is in {folder}; look with: tensorboard --logdir {folder}")
     return (run.history[-1], best(run.history)) if run.history else ({}, {})
@@ -299,7 +300,7 @@ def train(args: Options, group: Group) -> int:
     """Train one seed and print the table. Returns the exit status."""
     found = train_seed(args, group)
     if found and found[0] and group.rank == 0:
-        named = {f"{kind} (epoch {metrics['epoch']})": metrics for kind, metrics in zip(("last", "best"), found)}
+        named = {f"{kind} (epoch {run['epoch']})": run for kind, run in zip(("last", "best"), found)}
         print(table(args.dataset_name, args.recipe, named))
     return 130 if found is None else 0
 
@@ -313,8 +314,8 @@ def train_seeds(args: Options, group: Group) -> int:
         if gone:
             raise InputError(f"seeds {sorted(gone)} are in this run", folder, "seeds can be added, not removed")
         options = {**plain(args), "device": group.device.type}
-        if (folder / "options.json").exists():
-            unchanged(folder / "options.json", "options", load_json(folder / "options.json"), options)
+        if (written := folder / "options.json").exists():
+            unchanged(written, "options", load_json(written), options)
         record(folder, options, group.device, {})
         runs = [args.replace(seed=s, exp_dir=str(folder / f"seed{s}")) for s in args.seeds]
         threads = max(1, torch.get_num_threads() // args.jobs) if args.jobs > 1 else None
@@ -329,8 +330,7 @@ def train_seeds(args: Options, group: Group) -> int:
         if all(last for last, _ in found):
             results = {kind: spread(list(metrics)) for kind, metrics in zip(("last", "best"), zip(*found))}
             write_json(folder / "results.json", {"seeds": args.seeds, **results})
-            named = {f"{kind}, {what} of {len(runs)} seeds": results[kind][what] for kind in results
-                     for what in results[kind]}  # fmt: skip
+            named = {f"{kind}, {what} of {len(runs)} seeds": x[what] for kind, x in results.items() for what in x}
             print(table(args.dataset_name, args.recipe, named))
     return 0
 

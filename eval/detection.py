@@ -160,6 +160,8 @@ def read_data(args: Namespace) -> Tuple[Profile, Annotations, Segments, Segments
     profile = load_profile(args.dataset_name, root)
     annotations, truth = read_truth(args.dataset_name, root, profile, args.subset or profile.test_subset)
     document = load_json(args.detections, todo="give the JSON file of detections")
+    if isinstance(document, dict) and "SIMULATED" in str(document.get("version")):
+        print("SIMULATED features: these numbers say nothing about real videos")
     found, unknown = Segments.from_json(document, truth.classes, args.detections)
     found = replace(found, videos=tuple(spelled(found.videos, set(annotations.videos), args.detections).values()))
     inside = found.keep(truth.videos)

@@ -142,9 +142,9 @@ def load_trained(args: Options) -> Tuple[SEAL, Options, Dict]:
         good = all(x is None or type(x) in (int, float) and 1e-3 <= x < 1e6 for x in said.values())
         if not good or not len({*classes}) == len(classes) == model.num_class:
             raise ValueError
-    except (KeyError, TypeError, ValueError):
-        todo = "save it again, or use its bare state_dict"
-        raise InputError("a checkpoint whose info is damaged", path, todo) from None
+    except (KeyError, TypeError, ValueError) as error:  # a loss that this program does not have is named
+        what = f"a checkpoint whose info is damaged, or of another program: {error}"
+        raise InputError(what, path, "use the program that trained it, or its bare state_dict") from None
     differ = [
         f"{n} {v}"
         for n, v in vars(trained).items()
@@ -171,7 +171,7 @@ def test(args: Options, device: torch.device) -> int:
         hashes = {**data.test.hashes, "checkpoint": file_hash(path), "ground_truth": data.truth.hash()}
         record(folder, plain(args), device, hashes)
         write_json(folder / "results.json", found.metrics)
-        write_json(folder / "detections.json", found.detections.to_json(args.dataset_name))
+        write_json(folder / "detections.json", found.detections.to_json(data.version))
         print(table(args.dataset_name, args.recipe, {path.name: found.metrics}))
         log(f"results.json and detections.json are in {folder}")
     return 0

@@ -61,7 +61,15 @@ def unlabelled_split(
         names = [name for name, video in spelled(names, videos).items() if video in videos]
     if not names:
         raise InputError("no proposals", path, 'expected {"results": {VIDEO: [{"segment": [s, e]}]}}')
-    source = folder_features(features, feature_size, names, profile.modalities)
+    try:
+        source = folder_features(features, feature_size, names, profile.modalities)
+    except InputError as error:
+        if made or not error.what.startswith("no annotated video"):
+            raise
+        what = f"no video of these proposals has features in {features[0]}"
+        raise InputError(what, path, f"its videos are such as {names[0]}") from None
+    if source.simulated:
+        log(f"SIMULATED features: these detections say nothing about real videos ({source.simulated})")
     snippets = np.asarray([source.length(v) for v in source.videos])
     rate = profile.rates(source.videos, snippets, np.full(len(snippets), np.nan))
     length_s = dict(zip(source.videos, (snippets + 1) / rate))
