@@ -160,7 +160,8 @@ def ready_demo(dataset: Optional[str], proposals: Optional[str] = None) -> None:
             log(f"making the Demo dataset in {root}: simulated features, to try the program, not for results")
             make_demo(root, proposals_root=path.parent)
         elif not path.exists():
-            raise InputError("the Demo without its proposals", path, f"delete {root}: both are then made again")
+            todo = f"check --proposals_root, or delete {root}: both are then made again"
+            raise InputError("the Demo without its proposals", path, todo)
 
 
 def _split(source: Source, split: str, args: Options) -> Split:

@@ -88,7 +88,7 @@ def load_torch(path: PathLike, *, todo: Optional[str] = None) -> Any:
     with _open(path, todo) as handle, _reading("not a checkpoint that can be read", path):
         members = zipfile.ZipFile(handle).namelist() if zipfile.is_zipfile(handle) else []
         if not any(name.endswith("/data.pkl") for name in members) or any("constants.pkl" in name for name in members):
-            raise Refused("no checkpoint of torch 1.6 or newer, or one of code (TorchScript)")
+            raise Refused("no checkpoint of torch 1.6 or newer, or one cut short or of code (TorchScript)")
         handle.seek(0)
         try:
             value = torch.load(handle, map_location="cpu", weights_only=True)
