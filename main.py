@@ -23,7 +23,7 @@ from torch import nn
 from dataset import Inputs, epoch_order, load_dataset, packed_batch
 from descriptors import load_or_make
 from eval.detection import default_protocol
-from eval.inference import evaluate, info_of, pictures, test
+from eval.inference import evaluate, info_of, left_out, pictures, test
 from eval.predict import predict
 from losses import TERMS, padding_rows, pseudo_labels, schedule, seal_terms, untrained
 from model import SEAL, save_model
@@ -141,8 +141,7 @@ class Run:
             split.rows.to(group.device)
         size = (train.rows.width // 3, len(self.data.classes))
         self.model = SEAL(*size, args.dropout_ratio, args.seed).to(group.device)
-        self.untrained = untrained(args.losses, args.numbers)
-        self.model.freeze(self.untrained)
+        self.model.freeze(untrained(args.losses, args.numbers))
         self.net, self.optimizer = group.wrap(self.model), adam(self.model, args)
         self.epoch, self.step = 1, 0  # the next step to take
         self.records: List[torch.Tensor] = []  # terms of the steps of this epoch
@@ -214,7 +213,7 @@ class Run:
         self.check_weights()
         kinds = ["last"]
         if self.data.test:
-            found = evaluate(self.model, self.data, self.args.protocol, self.args.threshold_cls, self.untrained)
+            found = evaluate(self.model, self.data, self.args.protocol, self.args.threshold_cls, left_out(self.args))
             self.history.append({"epoch": self.epoch, **found.metrics})
             kinds += ["best"] * (best(self.history) is self.history[-1])
         info = info_of(self.data, self.options, self.epoch)

@@ -152,6 +152,8 @@ OPTIONS = {
                "where the profile rounds ground truth, as the literature on THUMOS14 does; else exact)"),
         Option("threshold_cls", number(float, 0, 1), 0.25, "video score from which a class is predicted",
                "the authors'"),
+        Option("score_s_pc", ("trained", "always", "never"), "trained", "when s_pc is a factor of a proposal's score",
+               "where L_pc has trained it; untrained it is noise"),
     ),
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Collection, Dict, FrozenSet, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -34,6 +34,12 @@ class Evaluation(NamedTuple):
 
     metrics: Dict
     detections: Segments
+
+
+def left_out(args: Options) -> FrozenSet[str]:
+    """Outputs that the score of a proposal leaves out: untrained ones, or as ``--score_s_pc`` says."""
+    asked = {"always": frozenset(), "never": frozenset({"s_pc"})}
+    return asked.get(args.score_s_pc, untrained(args.losses, args.numbers))
 
 
 @torch.no_grad()
@@ -166,8 +172,7 @@ def test(args: Options, device: torch.device) -> int:
         if width != model.feature_size:
             what = f"checkpoint for features of width {model.feature_size}, the data have {width}"
             raise InputError(what, path, "use the features it was trained on")
-        without = untrained(args.losses, args.numbers)
-        found = evaluate(model.to(device), data, args.protocol, args.threshold_cls, without)
+        found = evaluate(model.to(device), data, args.protocol, args.threshold_cls, left_out(args))
         hashes = {**data.test.hashes, "checkpoint": file_hash(path), "ground_truth": data.truth.hash()}
         record(folder, plain(args), device, hashes)
         write_json(folder / "results.json", found.metrics)

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from dataset import Split
-from eval.inference import find, load_trained
+from eval.inference import find, left_out, load_trained
 from generators.make import Maker, load_maker
-from losses import untrained
 from model import SEAL, check_classes
 from options import Options
 from utils.datasets.annotations import read_annotations
@@ -192,8 +191,7 @@ def predict(args: Options, device: torch.device) -> int:
         profile = rate_of(profile, given, folders, path)
         size = (model.feature_size, profile, args.roi_size, args.fix_proposals)
         split = unlabelled_split(folders, proposals, *size, videos=done and done.files)
-        without = untrained(args.losses, args.numbers)
-        found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, without)
+        found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, left_out(args))
         record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})
         write_json(folder / "detections.json", found.to_json(path.name))
         print(f"{len(found.video):,} detections in {len(found.videos)} videos: {folder / 'detections.json'}")
