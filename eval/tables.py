@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from contextlib import nullcontext, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -62,15 +63,17 @@ PAPER_6 = {  # base and full, by proposals
 OWNED = ("run_type", "losses", "sme_labels", "descriptor_level", "score_s_pc", "seed", "exp_dir", "resume")
 
 
-def table_6(proposals: Mapping[str, str]) -> Table:
-    """Table 6: base and full on each set of proposals, name -> folder; without any, on the dataset's own."""
+def table_6(proposals: Mapping[str, str], own: Optional[str] = None) -> Table:
+    """Table 6: base and full on each set of proposals, name -> folder, or on the runs' ``own`` alone, where none is named.
+    Of a set that is the runs' own, the cells are those of the other tables."""
     rows: List[Row] = []
     for name, folder in proposals.items():
         where, paper = ("--proposals_root", folder), PAPER_6.get(name, (None, None))
-        base = Row(f"none-{name}", f"base, {name}", (*BASE.options, *where), None, paper[0])
-        rows += [base, Row(f"{FULL.name}-{name}", f"full, {name}", (*FULL.options, *where), base.name, paper[1])]
-    own = (BASE._replace(title="base, own", paper=None), FULL._replace(title="full, own", paper=None))
-    return Table("6", "proposals", tuple(rows) or own)
+        end = "" if folder == own else f"-{name}"
+        base = Row(BASE.name + end, f"base, {name}", (*BASE.options, *where), None, paper[0])
+        rows += [base, Row(FULL.name + end, f"full, {name}", (*FULL.options, *where), base.name, paper[1])]
+    alone = (BASE._replace(title="base, own", paper=None), FULL._replace(title="full, own", paper=None))
+    return Table("6", "proposals", tuple(rows) or alone)
 
 
 # ---- cells
@@ -204,12 +207,12 @@ OUT gets tables.md, tables.csv (every cell, last and best) and tables.png.
     return parser
 
 
-def chosen(parser: Parser, number: str, names: Optional[Sequence[str]], proposals: Sequence[str]) -> List[Table]:
-    """The tables and rows that are asked for; a wrong name ends the command."""
-    sets = dict(pair.partition("=")[::2] for pair in proposals)
-    if not all(name.isidentifier() and folder for name, folder in sets.items()) or len(sets) < len(proposals):
+def chosen(parser: Parser, args: Namespace, own: Optional[str]) -> List[Table]:
+    """The tables and rows that are asked for; a wrong name ends the command. own: folder of the runs' proposals."""
+    sets, names = dict(pair.partition("=")[::2] for pair in args.proposals), args.rows
+    if not all(name.isidentifier() and folder for name, folder in sets.items()) or len(sets) < len(args.proposals):
         parser.error("argument --proposals: NAME=DIR NAME=DIR, each name once, of letters, digits and _")
-    tables = [table for table in (*TABLES, table_6(sets)) if number in (table.number, "all")]
+    tables = [table for table in (*TABLES, table_6(sets, own)) if args.table in (table.number, "all")]
     known = list(dict.fromkeys(row.name for table in tables for row in table.rows))
     names = known if names is None else names
     if not set(names) <= set(known):
@@ -227,9 +230,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     args, rest = parser.parse_known_args(arguments)
     if taken := [name for name in OWNED if any(word.split("=")[0] == f"--{name}" for word in rest)]:
         parser.error(f"--{taken[0]} is what the rows and --seeds set")
-    tables = chosen(parser, args.table, args.rows, args.proposals)
+    training = ["--run_type", "train", "--dataset_name", args.dataset_name, *rest]
+    tables = chosen(parser, args, parse(training, tuple(TERMS)).proposals_root)
     out = Path(args.out or Path("output") / f"{args.dataset_name}-tables")
-    every = cells(tables, args.seeds, out, ["--run_type", "train", "--dataset_name", args.dataset_name, *rest])
+    every = cells(tables, args.seeds, out, training)
 
     expected, data = {}, None
     for folder, options in {cell.options.proposals_root: cell.options for cell in every}.items():
