@@ -64,7 +64,7 @@ OWNED = ("run_type", "losses", "sme_labels", "descriptor_level", "score_s_pc", "
 
 
 def table_6(proposals: Mapping[str, str], own: Optional[str] = None) -> Table:
-    """Table 6: base and full on each set of proposals, name -> folder, or on the runs' ``own`` alone, where none is named.
+    """Table 6: base and full on each set of proposals, name -> folder; without any, on the runs' ``own`` alone.
     Of a set that is the runs' own, the cells are those of the other tables."""
     rows: List[Row] = []
     for name, folder in proposals.items():
