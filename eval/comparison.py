@@ -116,7 +116,7 @@ def as_cells(table: Table, frame: pd.DataFrame) -> List[List[str]]:
         if not np.isnan(entry.difference):
             difference = f"{entry.difference:+.1f}" + "*" * (abs(entry.difference) > entry.half)
         if not np.isnan(entry.half):
-            half = f"{entry.difference - entry.half:.1f} … {entry.difference + entry.half:.1f}"
+            half = " … ".join(f"{entry.difference + sign * entry.half:+.1f}" for sign in (-1, 1))
         ours = [f"{m:.1f}" + f" +- {s:.1f}" * (entry.n > 1) for m, s in zip(entry.mean, entry.sd)]
         published = [f"{v:.1f}" for v in row.paper or ()] or ["-"] * 4
         lines.append([row.title, *ours, difference, half, titles.get(row.against, "-"), *published])

@@ -260,7 +260,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             log(f"{cell.row}/seed{cell.seed} failed: {said}")
     if results:
         first, seeds = next(iter(results.values()))["last"], len({seed for _, seed in results})
-        title = f"{args.dataset_name}, recipe {every[0].options.recipe}, protocol {first['protocol']}, {seeds} seeds"
+        title = f"{args.dataset_name}, recipe {every[0].options.recipe}, protocol {first['protocol']}, {seeds} seed{'s' * (seeds > 1)}"
         title += "; SIMULATED features: these numbers say nothing about real videos" * bool(first.get("simulated"))
         grey = args.dataset_name != "Thumos14reduced" or "simulated" in first
         print(write(out, tables, results, title, grey))
@@ -275,6 +275,4 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    import eval.tables as program  # under its own name, by which joblib's workers find it
-
-    run_command(program.main)
+    run_command(main)  # as __main__, whose functions reach a cluster's workers by value: they need not find this file
