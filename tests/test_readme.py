@@ -1,4 +1,4 @@
-"""The README against the code: its tables of recipes and protocols, its commands, the options it names."""
+"""The README, and those of folders, against the code: tables of recipes and protocols, commands, options, links."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from losses import TERMS
 from options import NUMBERS, OPTIONS, RECIPES, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [path for path in (ROOT / "README.md", *ROOT.glob("[!.]*/README.md"), *ROOT.glob("[!.]*/*/README.md"))]
+README = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 CODE = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL) + re.findall(r"`([^`\n]*)`", README)
 LINES = [part for block in CODE for line in block.replace("\\\n", " ").splitlines() for part in line.split("&&")]
 
@@ -68,3 +69,9 @@ def test_every_option_that_the_readme_names_exists():
         known |= set(re.findall(r'"--(\w+)"', path.read_text(encoding="utf-8")))
     named = {name for line in LINES for name in re.findall(r"(?<![\w-])--(\w+)\b(?!-)", line)}
     assert named - known <= {"help", "nproc_per_node", "logdir"}  # of others: torchrun, tensorboard
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_to_a_file_finds_it(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).is_file()]
