@@ -1,0 +1,274 @@
+"""The sections of a report: what was run, results, curves, classes, diagnosis, timelines (``eval.report``)."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+import pandas as pd
+
+from eval import diagnose
+from eval.detection import PROTOCOLS
+from eval.report_data import Data, bare_detections, class_counts, judged
+from eval.report_page import Raw, bar, change, chips, figure, folded, join, section, table, tag, text
+from eval.report_pictures import Line, colour_of, curves, embed, story, thresholds
+from eval.report_run import Run, class_ap, defaults, differences, meanings
+from utils.datasets.profile import THUMOS_TIOU
+from utils.run.report import REPORTED, RESTS_ON, columns, rounding_lines, row, spread
+
+FACTS = {"dataset_name": "data", "run_type": "kind of run", "recipe": "recipe", "seed": "random seed"}
+SYSTEM = ("device", "python", "torch", "numpy", "pandas", "commit", "inputs", "command")
+SIMULATED = "SIMULATED features: these numbers say nothing about real videos"
+Groups = Mapping[str, Sequence[Run]]
+
+
+def said(runs: Sequence[Run]) -> Raw:
+    """What every number here rests on: protocol, videos, and whether features are simulated."""
+    lines = {}
+    for run in runs:
+        m = run.result
+        where = f"{m['videos']} videos; protocol {m['protocol']}: {PROTOCOLS.get(m['protocol'], '?')}" if m else ""
+        lines[join([run.options["dataset_name"] + ", " * bool(where) + where, _simulated([run])])] = None
+    return tag("p", Raw("<br>".join(lines)), class_="said")
+
+
+def _simulated(runs: Sequence[Run]) -> Raw:
+    return tag("span", SIMULATED, class_="simulated") if any(run.simulated for run in runs) else Raw("")
+
+
+# ---- the sections
+
+
+def what_was_run(runs: Sequence[Run]) -> Raw:
+    """Options that differ from the defaults, and where the numbers come from: a column a run."""
+    explained, usual = meanings(), [defaults(run.options) for run in runs]
+    apart = {*FACTS, "exp_dir", "seeds", "device", "processes", "protocol"}
+    names = list(dict.fromkeys(name for run in runs for name in run.options))
+    changed = [
+        n for n in names if n not in apart and any(r.options.get(n) != u.get(n) for r, u in zip(runs, usual))
+    ]  # fmt: skip
+    protocol = [run.result["protocol"] if run.result else run.options.get("protocol") or "-" for run in runs]
+    rows = [["folder", *(str(run.folder) for run in runs)]]
+    rows += [[title, *(run.options[name] for run in runs)] for name, title in FACTS.items()]
+    rows += [["features", *("SIMULATED" if run.simulated else "not marked as simulated" for run in runs)]]
+    rows += [["protocol", *protocol], ["weights", *(", ".join(run.results) or "-" for run in runs)]]
+    rows += [[Raw(f"<b>--{n}</b>"), *(_value(run.options.get(n)) for run in runs)] for n in changed]
+    rows += [[name, *(_value(run.environment.get(name)) for run in runs)] for name in SYSTEM]
+    every = [[n, *(_value(run.options.get(n)) for run in runs), explained.get(n, "")] for n in sorted(names)]
+    how = "Options in bold differ from the defaults of the recipe; what is not listed is as the recipe has it."
+    return section(
+        "s0", "What was run", tag("p", how, class_="soft"),
+        table(["", *(run.name for run in runs)], rows, words=True),
+        folded("All options", table(["option", *(run.name for run in runs), "meaning"], every, words=True)),
+    )  # fmt: skip
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {str(v)[:12]}" for k, v in value.items() if len(str(v)) < 200)
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "-" if value is None else str(value)
+
+
+def results(groups: Groups) -> Optional[Raw]:
+    """mAP threshold by threshold: a row a run and set of weights, means over seeds, the published numbers."""
+    tables: Dict[Tuple, List[Run]] = {}
+    for run in (run for group in groups.values() for run in group if run.results):
+        key = run.options["dataset_name"], run.result["protocol"], tuple(run.result["tiou"]), run.simulated
+        tables.setdefault(key, []).append(run)
+    parts = []
+    for (dataset, _, tious, simulated), runs in tables.items():
+        first, several = runs[0].result, sum(map(len, groups.values())) > 1
+        rows = []
+        for name, group in groups.items():
+            mine = [run for run in group if run in runs]
+            for run in mine:
+                start = f"{run.name}, " if several else ""
+                rows += [[f"{start}{k} (epoch {m.get('epoch', '-')})", *row(m)[1:]] for k, m in run.results.items()]
+            for kind in mine[0].results if len(mine) > 1 else ():
+                both = spread([run.results[kind] for run in mine if kind in run.results])
+                cells = [f"{m} ± {s}" for m, s in zip(row(both["mean"])[1:], row(both["std"])[1:])]
+                rows.append([Raw(tag("b", f"{name}, {kind}, mean ± sd of {len(mine)} seeds")), *cells])
+        published = []
+        if dataset == "Thumos14reduced" and np.array_equal(tious, THUMOS_TIOU) and not simulated:
+            published = ["paper", "release"] if runs[0].options["recipe"] == "release" else ["paper"]
+        rows += [[REPORTED[k][0], *(f"{v:.2f}" for v in REPORTED[k][1]), "-", "-"] for k in published]
+        names = columns(first["tiou"], first["average"])[1:]
+        head = ["mAP (%)", *(n.replace("mAP@", "@").replace("AVG(", "mean ").rstrip(")") for n in names)]
+        notes = [tag("p", line, class_="soft") for line in rounding_lines(first)]
+        notes += [tag("p", f"{REPORTED[k][0]}: {RESTS_ON[k]}", class_="soft") for k in published]
+        parts += [said(runs), table(head, rows, published=[REPORTED[k][0] for k in published]), *notes]
+    how = (
+        "mAP at each tIoU threshold and averages over them, in percent; last: the weights after the last epoch, best: "
+        "those picked on the test set. cls: classification of whole videos."
+    )
+    return section("s1", "Results", tag("p", how, class_="soft"), *parts) if parts else None
+
+
+def over_epochs(groups: Groups) -> Optional[Raw]:
+    """Curves from the event files: one run, its thresholds in one panel; several, a panel a tag."""
+    runs = [run for group in groups.values() for run in group if run.scalars]
+    if not runs:
+        return None
+    colour = {run.name: colour_of(i) for i, group in enumerate(groups.values()) for run in group}
+    if len(groups) == 1:
+        colour = {run.name: colour_of(i) for i, run in enumerate(runs)}
+    names = list(dict.fromkeys(name for run in runs for name in run.scalars))
+    one, best = len(runs) == 1, runs[0].results.get("best", {}).get("epoch") if len(runs) == 1 else None
+    legend = {name: colour_of(i) for i, name in enumerate(groups if len(groups) > 1 else colour)}
+
+    def grid(title: str, tags: Sequence[str], cut: str, before: str = "", shades: Sequence[object] = ()) -> Raw:
+        """Panels of some tags; with shades and a single run, one panel of them all."""
+        made = []
+        if one and shades:
+            lines = [Line(n[len(cut) :], *_xy(runs[0], n), c) for n, c in zip(tags, shades)]
+            made.append(curves(f"{title} (%)", lines, legend=True, mark=best))
+        for name in () if made else tags:
+            lines = [Line(run.name, *_xy(run, name), colour[run.name]) for run in runs if name in run.scalars]
+            made.append(curves(before + name[len(cut) :], lines))
+        alts = [f"{title}: {f.axes[0].get_title()}" for f in made]
+        return join(figure(embed(f, f"{title} {i}", alt)) for i, (f, alt) in enumerate(zip(made, alts)))
+
+    start, video = "test_mAP/Detection mAP @ IoU = ", "test_mAP/Classification "
+    found = {kind: [n for n in names if n.startswith(kind)] for kind in (start, video, "loss/", "weight/")}
+    at, spans = ([n for n in found[start] if (":" in n) == span] for span in (False, True))
+    losses = sorted(found["loss/"], key=lambda n: (n != "loss/loss_total", n == "loss/gradient_norm"))
+    every = grid("mAP at tIoU", at, start, "mAP @ ", thresholds(at))
+    few = [
+        grid("mAP, mean over tIoU", spans, start, "mAP, mean over ", list(map(colour_of, range(len(spans))))),
+        grid("classification of videos", found[video], video, "classification ", list(map(colour_of, range(3)))),
+    ]
+    score = _panels(every, *few) if one else join([_panels(*few), folded("mAP at each tIoU", _panels(every))])
+    parts = [] if one else [chips(legend)]
+    for title, content in (
+        ("mAP on the test videos", score if found[start] else ""),
+        ("Losses, each without its weight, and the norm of the gradient", _panels(grid("loss", losses, "loss/"))),
+        ("Weights of the losses", _panels(grid("weight", found["weight/"], "weight/"))),
+    ):
+        parts += [tag("h3", title), content] if content else []
+    how = "From the event files of the runs. A loss is its mean over an epoch; the schedule says how much it counts."
+    how += " The dotted line is the best epoch." if best else ""
+    return section("s2", "Over the epochs", tag("p", how, class_="soft"), said(runs), *parts)
+
+
+def _panels(*content: Raw) -> Raw:
+    return tag("div", join(content), class_="panels") if any(content) else Raw("")
+
+
+def _xy(run: Run, name: str) -> Tuple[np.ndarray, np.ndarray]:
+    values = run.scalars[name]
+    return values.index.to_numpy(), values.to_numpy()
+
+
+def classes(groups: Groups, data: Mapping[str, Data]) -> Optional[Raw]:
+    """AP of each class, the best first, with counts; of several groups, their differences."""
+    groups = {name: [run for run in group if run.results] for name, group in groups.items()}
+    groups = {name: group for name, group in groups.items() if group}
+    if not groups:
+        return None
+    if len(groups) == 1:  # its seeds side by side
+        groups = {run.name: [run] for group in groups.values() for run in group}
+    first, parts = next(iter(groups.values()))[0], []
+    ap = pd.DataFrame({name: pd.DataFrame([class_ap(r.result) for r in g]).mean() for name, g in groups.items()})
+    ap = ap.sort_values(ap.columns[0], ascending=False, kind="stable")
+    span = list(first.result["average"])[-1]
+    known = first.name in data
+    counts = class_counts(data[first.name], first.result["protocol"]) if known else pd.DataFrame(index=ap.index)
+    head, rows = ["class", *counts.columns], []
+    single = len(groups) == 1
+    head += [f"AP {span}", *(f"@{t:g}" for t in first.result["tiou"])] if single else [f"{n}, AP {span}" for n in ap]
+    for name, values in ap.iterrows():
+        cells = [f"{n:,}" for n in counts.loc[name]] if name in counts.index else ["-"] * len(counts.columns)
+        more = [f"{100 * x:.2f}" for x in first.result["AP"][name]] if single else []
+        rows.append([name, *cells, *map(bar, values), *more])
+    how = f"AP in percent, mean over tIoU {span}, after the last epoch, the best class first"
+    how += "; a group's is the mean over its seeds." if any(len(g) > 1 for g in groups.values()) else "."
+    how += "" if known else " Counts need the annotations."
+    parts += [tag("p", how, class_="soft"), said([r for g in groups.values() for r in g]), table(head, rows)]
+    made, why = differences(groups)
+    for d in made:
+        mean, sd = d.by_seed.mean(), d.by_seed.std()
+        total, most = d.by_seed.mean(axis=1), max(mean.abs().max(), 0.01)
+        several = len(d.seeds) > 1
+        head = ["class", "difference"] + ["sd", *(f"seed {s}" for s in d.seeds)] * several
+
+        def line(name: object, average: float, deviation: float, each: pd.Series, most: float = most) -> List[object]:
+            more = [f"{100 * deviation:.2f}", *(f"{100 * x:+.2f}" for x in each)] if len(each) > 1 else []
+            return [name, change(average, most), *more]
+
+        rows = [line(Raw("<b>mean over classes</b>"), total.mean(), total.std(), total)]
+        rows += [line(c, mean[c], sd[c], d.by_seed[c]) for c in mean.sort_values(ascending=False, kind="stable").index]
+        sums = f"{d.other} is ahead in {(mean > 0).sum()} of {len(mean)} classes, behind in {(mean < 0).sum()}. "
+        sums += f"Points of AP {span}, " + (
+            f"paired by {len(d.seeds)} seeds." if several else f"one pair of runs ({d.seeds[0]})."
+        )
+        parts += [tag("h3", f"{d.other} less {d.base}"), tag("p", sums, class_="soft"), table(head, rows)]
+    parts += [tag("p", f"Not compared: {line}.", class_="soft") for line in why]
+    return section("s3", "Classes", *parts)
+
+
+def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw]:
+    """``eval.diagnose``: a table over the runs, then text and pictures of each."""
+    runs = [run for run in shown if run.name in numbers]
+    if not numbers:
+        return None
+    kinds = list(next(iter(numbers.values()))["false_positives"]["gain"])
+    head = ["%", "mAP", "AP_N", "missed", "lost by proposals", *(f"AP_N without {kind}s" for kind in kinds)]
+    rows = []
+    for name, n in numbers.items():
+        lost = 1 - n["ceiling"]["single"]["average"] if "ceiling" in n else np.nan
+        gains = n["false_positives"]["gain"]
+        values = [np.nanmean(n["mAP"]), n["mean_AP_N"], n["missed"], lost, *(gains[kind] for kind in kinds)]
+        rows.append([name, *("-" if np.isnan(v) else f"{100 * v:.2f}" for v in values)])
+    parts = []
+    for run in runs:
+        n = numbers[run.name]
+        title = f"{run.name}: pictures"
+        drawn = [
+            figure(embed(f, f"{run.name} {k}", f"{k.replace('_', ' ')} of {run.name}"), wide=True)
+            for k, f in diagnose.pictures(n).items()
+        ]
+        lines = Raw("\n".join(text(line) for line in diagnose.summary(n).splitlines()))
+        content = [tag("div", join(drawn), class_="side"), folded("The numbers as text", tag("pre", lines))]
+        parts.append(join(content) if len(runs) == 1 else folded(title, *content, open_=run is runs[0]))
+    how = (
+        "Why the detections score what they score (DETAD, Alwassel et al. 2018; definitions in eval/diagnosis.py). "
+        "AP_N does not depend on how frequent a class is; a gain is what AP_N of the best detections would win without "
+        "that kind of false positive; missed instances are found by no detection of use; what the proposals lose, no "
+        "scoring of them could win."
+    )
+    return section("s4", "Diagnosis", tag("p", how, class_="soft"), said(runs), table(head, rows), *parts)
+
+
+def timelines(
+    shown: Sequence[Run], data: Mapping[str, Data], videos: Mapping[str, str], proposals_root: Optional[str]
+) -> Optional[Raw]:  # fmt: skip
+    """Videos one after the other, each as the runs see it."""
+    why = {}
+    for run in shown:
+        if run.name in data:
+            made = run.attempt(
+                lambda r=run: judged(r, data[r.name], list(videos), proposals_root), "attention and scores over time"
+            )
+            why[run.name] = made or {}
+    parts = []
+    for video, reason in videos.items():
+        parts.append(tag("h3", f"{video}: {reason}" if reason else video))
+        for run in shown:
+            d, caption = data.get(run.name), run.name if len(shown) > 1 else ""
+            truth, found, length_s = (d.truth, d.found, d.duration_s) if d else (None, bare_detections(run), {})
+            judgement = why.get(run.name, {}).get(video)
+            picture = story(video, truth, found, length_s.get(video, np.nan), judgement)
+            alt = f"timeline of {video}, {run.name}"
+            parts.append(figure(embed(picture, f"{run.name} {video}", alt), caption, wide=True))
+    if not parts:
+        return None
+    how = (
+        "Above, the instances and the best detections (opacity: score). Below, what the network says of the proposals, "
+        "from 0 to 1: filled, the mean over the proposals that cover a moment, so that one long proposal cannot hide "
+        "where the action is; the line, the highest of them, from which the best detection there comes. A detection's "
+        "score is attention x s_pc x class score of one proposal, before soft-NMS. AP of a video: of its own "
+        "detections alone, mean over its classes and thresholds."
+    )
+    return section("s5", "Timelines", tag("p", how, class_="soft"), said(shown), *parts)
