@@ -19,7 +19,7 @@ from eval.report_run import Run, groups_of, name_runs, runs_of
 from options import Parser
 from utils.errors import InputError, run_command, some
 from utils.files import write_text
-from utils.run.report import headline
+from utils.run.report import headline, log
 
 MOST_SHOWN = 4  # groups of runs whose diagnosis and timelines are drawn, one run each
 MOST_BYTES = 5_000_000
@@ -72,7 +72,7 @@ def report(
     shown = [group[0] for group in groups.values()][:MOST_SHOWN]
     data: Dict[str, Data] = {}
     numbers: Dict[str, Dict] = {}
-    with tqdm(total=len(runs) + 5, desc="report", leave=False, disable=quiet) as bar:
+    with tqdm(total=len(runs) + 6, desc="report", leave=False, disable=quiet) as bar:
         for run in runs:
             bar.set_postfix_str(run.name)
             found = None
@@ -82,6 +82,7 @@ def report(
                 data[run.name] = found
                 numbers[run.name] = diagnosed(run, found, proposals_root)
             bar.update()
+        wanted = chosen(runs, data, videos)
         parts: Dict[str, Optional[Raw]] = {}
         steps = (
             ("What was run", lambda: sections.what_was_run(runs)),
@@ -89,7 +90,7 @@ def report(
             ("Over the epochs", lambda: sections.over_epochs(groups)),
             ("Classes", lambda: sections.classes(groups, data)),
             ("Diagnosis", lambda: sections.diagnosis(shown, numbers)),
-            ("Timelines", lambda: sections.timelines(shown, data, chosen(runs, data, videos), proposals_root)),
+            ("Timelines", lambda: sections.timelines(shown, data, wanted, proposals_root)),
         )
         for name, make in steps:
             bar.set_postfix_str(name)
@@ -141,6 +142,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     text = report(list(runs.values()), args.videos, args.dataset_root, args.proposals_root)
     out = Path(args.out) if args.out else folders[0] / "report.html"
     write_text(out, text)
+    if len(text.encode()) > MOST_BYTES:
+        log("a large page: fewer runs or --videos make it smaller")
     print(f"report of {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 1e6:.1f} MB: {out}")
     return 0
 

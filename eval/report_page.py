@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Iterable, Mapping, Optional, Sequence
+from types import MappingProxyType
+from typing import Collection, Iterable, Mapping, Optional, Sequence
 
 import pandas as pd
 
@@ -11,10 +12,11 @@ from utils.errors import printable
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --page: #f6f6f4; --ink: #1d1f21; --soft: #63686e; --line: #dddcd8;
-  --bar: #b9dcf2; --up: #b5e0cf; --down: #f3cdb8; --link: #0a66a8; --warn: #fff1cf; --warn-ink: #6b4a00; }
+  --bar: #b9dcf2; --up: #b5e0cf; --down: #f3cdb8; --link: #0a66a8; --warn: #fff1cf; --warn-ink: #6b4a00;
+  --mark: #eef5fa; }
 @media (prefers-color-scheme: dark) { :root { --paper: #1c1e21; --page: #131416; --ink: #e4e4e0; --soft: #9ba1a8;
   --line: #34373b; --bar: #1d4a66; --up: #1c4f40; --down: #60361f; --link: #6cb8ec; --warn: #3a2e10;
-  --warn-ink: #f2d48a; } }
+  --warn-ink: #f2d48a; --mark: #222c33; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -41,9 +43,9 @@ details details > summary { color: var(--link); font-size: .95rem; }
 .tiles b { display: block; font-size: 1.45rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.3; }
 .tiles span { color: var(--soft); font-size: .82rem; }
 .scroll { overflow: auto; max-height: 36rem; border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; }
-table { border-collapse: separate; border-spacing: 0; font-size: .86rem; font-variant-numeric: tabular-nums;
+table { border-collapse: separate; border-spacing: 0; font-size: .84rem; font-variant-numeric: tabular-nums;
   min-width: 100%; }
-th, td { padding: .32rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .32rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { white-space: normal; vertical-align: bottom; min-width: 3.6rem; line-height: 1.25; }
 tr:last-child > * { border-bottom: 0; }
 thead th { position: sticky; top: 0; background: var(--paper); font-weight: 600; z-index: 1; }
@@ -56,22 +58,24 @@ tbody th { max-width: 15rem; overflow: hidden; text-overflow: ellipsis; }
 .words thead th { text-align: left; }
 .bar { display: block; min-width: 6.5rem; padding: 0 .3rem; border-radius: 3px;
   background: linear-gradient(var(--bar) 0 0) left / calc(1% * var(--n)) 100% no-repeat; }
-.change { display: block; min-width: 8rem; padding: 0 .3rem; text-align: center; border-radius: 3px; }
-.change.up { background: linear-gradient(var(--up) 0 0) 50% / 0 no-repeat; background-size: calc(1% * var(--n)) 100%;
-  background-position-x: calc(50% + (50% * var(--n) / (100 - var(--n)))); }
-.change.down { background: linear-gradient(var(--down) 0 0) 50% / 0 no-repeat;
-  background-size: calc(1% * var(--n)) 100%;
-  background-position-x: calc(50% - (50% * var(--n) / (100 - var(--n)))); }
+.change i { display: inline-block; width: 7.5rem; height: 1em; margin-left: .7rem; vertical-align: -.1em;
+  border-radius: 3px;  background-repeat: no-repeat; background-size: calc(1% * var(--n)) 100%; }
+.change .up { background-image: linear-gradient(var(--up) 0 0);
+  background-position-x: calc(50% + 50% * var(--n) / (100 - var(--n))); }
+.change .down { background-image: linear-gradient(var(--down) 0 0);
+  background-position-x: calc(50% - 50% * var(--n) / (100 - var(--n))); }
+.differs > * { background: var(--mark); }
+small { color: var(--soft); font-size: .85em; }
 .published > * { color: var(--soft); font-style: italic; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); gap: .9rem; }
 figure { margin: .8rem 0; }
-figure svg, figure img { display: block; width: 100%; height: auto; margin: 0 auto; fill: currentColor; }
+figure svg, figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; fill: currentColor; }
 figure svg text { font-family: inherit !important; }
 .panels figure { margin: 0; }
-.panels svg { min-width: 0 !important; max-width: 26rem !important; }
+.panels svg { min-width: 0 !important; width: 100% !important; max-width: 26rem; }
 .wide { overflow-x: auto; }
 .side { display: flex; flex-wrap: wrap; justify-content: space-evenly; align-items: center; gap: 0 1rem; }
-.side figure { flex: 1 1 26rem; max-width: 100%; }
+.side figure { max-width: 100%; }
 img.paper { background: #fff; border-radius: 6px; padding: 4px; }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; background: var(--page); border-radius: 6px;
   padding: .8rem; }
@@ -106,20 +110,23 @@ def join(parts: Iterable[object]) -> Raw:
 
 
 def table(
-    head: Sequence[object], rows: Sequence[Sequence[object]], words: bool = False, published: Sequence[str] = ()
+    head: Sequence[object],
+    rows: Sequence[Sequence[object]],
+    words: bool = False,
+    marked: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> Raw:
     """A table in a box that scrolls, the first column its heading. words: cells are text rather than numbers.
-    published: rows of these names are others' numbers, and look so."""
+    marked: class of the page's style -> numbers of the rows that have it."""
     cells = [[text(cell) for cell in row] for row in rows]
     columns = [text(h) for h in head[1:]]
     frame = pd.DataFrame([row[1:] for row in cells], [row[0] for row in cells], columns, dtype=object)
     with pd.option_context("display.max_colwidth", None):
         html = frame.to_html(escape=False, border=0, classes="words" if words else "numbers", justify="unset")
     html = html.replace("<th></th>", f"<th>{text(head[0])}</th>", 1).replace(' style="text-align: unset;"', "")
-    for name in published:
-        html = html.replace(
-            f"<tr>\n      <th>{text(name)}</th>", f'<tr class="published">\n      <th>{text(name)}</th>'
-        )
+    first, *lines = html.split("<tr>\n")  # the first <tr> is the head
+    classes = {i + 1: name for name, numbers in marked.items() for i in numbers}
+    starts = (f'<tr class="{classes[i]}">\n' if i in classes else "<tr>\n" for i in range(len(lines)))
+    html = first + "".join(start + line for start, line in zip(starts, lines))
     return tag("div", Raw(html), class_="scroll text" if words else "scroll")
 
 
@@ -136,7 +143,7 @@ def change(fraction: float, most: float) -> Raw:
         return Raw("-")
     share = 50 * min(abs(fraction) / most, 1) if most > 0 else 0
     side = "up" if fraction > 0 else "down"
-    return tag("span", f"{100 * fraction:+.2f}", class_=f"change {side}", style=f"--n:{share:.1f}")
+    return tag("span", Raw(f'{100 * fraction:+.2f}<i class="{side}" style="--n:{share:.1f}"></i>'), class_="change")
 
 
 def folded(title: str, *content: object, open_: bool = False) -> Raw:

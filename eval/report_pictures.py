@@ -22,7 +22,7 @@ from utils.segments import Segments
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LARGEST_SVG = 300_000  # characters; a larger picture is a PNG
+LARGEST_SVG = 250_000  # characters; a larger picture is a PNG
 # of runs: told apart by people who see no red or green, and on light and dark paper (Okabe and Ito)
 COLOURS = ("#0086d1", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8f8f8f", "#b8a800")
 MOMENTS = 500  # of a timeline
@@ -101,7 +101,7 @@ def story(
     ranked = [*truth_label.tolist(), *found_label[np.argsort(-found_score, kind="stable")].tolist()]
     classes = list(dict.fromkeys(ranked))[:MOST_CLASSES]
     lanes = [("attention", judged.attention, "#7a7a7a")]
-    lanes.append(("s_pc" + " (left\nout: untrained)" * judged.s_pc_left_out, judged.s_pc, "#9a7fd1"))
+    lanes.append(("s_pc" + ", untrained:\nleft out" * judged.s_pc_left_out, judged.s_pc, "#9a7fd1"))
     lanes += [
         (f"class score\n{_plain(found.classes[c], 24)}", judged.class_score[:, c], class_colour(c)) for c in classes
     ]
@@ -160,9 +160,9 @@ def embed(figure: Figure, name: str, alt: str) -> str:
             warnings.filterwarnings("ignore", "Glyph .* missing")
             figure.savefig(binary, format="png", dpi=110)
         code = base64.b64encode(binary.getvalue()).decode()
-        size = f"max-width: {most:.0f}px; min-width: {min(most, LEAST_WIDTH):.0f}px"
+        size = f"width: {most:.0f}px; min-width: {min(0.7 * most, LEAST_WIDTH):.0f}px"
         return f'<img class="paper" alt="{escape(printable(alt))}" style="{size}" src="data:image/png;base64,{code}">'
-    size = f"max-width: {most:.0f}px; min-width: {min(most, LEAST_WIDTH):.0f}px"
+    size = f"width: {most:.0f}px; min-width: {min(0.7 * most, LEAST_WIDTH):.0f}px"
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(printable(alt))}" style="{size}" ', 1)
 
 

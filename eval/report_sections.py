@@ -9,6 +9,7 @@ import pandas as pd
 
 from eval import diagnose
 from eval.detection import PROTOCOLS
+from eval.diagnosis import mean as mean_of
 from eval.report_data import Data, bare_detections, class_counts, judged
 from eval.report_page import Raw, bar, change, chips, figure, folded, join, section, table, tag, text
 from eval.report_pictures import Line, colour_of, curves, embed, story, thresholds
@@ -17,7 +18,7 @@ from utils.datasets.profile import THUMOS_TIOU
 from utils.run.report import REPORTED, RESTS_ON, columns, rounding_lines, row, spread
 
 FACTS = {"dataset_name": "data", "run_type": "kind of run", "recipe": "recipe", "seed": "random seed"}
-SYSTEM = ("device", "python", "torch", "numpy", "pandas", "commit", "inputs", "command")
+VERSIONS = ("python", "torch", "numpy", "pandas")
 SIMULATED = "SIMULATED features: these numbers say nothing about real videos"
 Groups = Mapping[str, Sequence[Run]]
 
@@ -33,7 +34,7 @@ def said(runs: Sequence[Run]) -> Raw:
 
 
 def _simulated(runs: Sequence[Run]) -> Raw:
-    return tag("span", SIMULATED, class_="simulated") if any(run.simulated for run in runs) else Raw("")
+    return tag("span", SIMULATED.split(":")[0], class_="simulated") if any(run.simulated for run in runs) else Raw("")
 
 
 # ---- the sections
@@ -53,13 +54,22 @@ def what_was_run(runs: Sequence[Run]) -> Raw:
     rows += [["features", *("SIMULATED" if run.simulated else "not marked as simulated" for run in runs)]]
     rows += [["protocol", *protocol], ["weights", *(", ".join(run.results) or "-" for run in runs)]]
     rows += [[Raw(f"<b>--{n}</b>"), *(_value(run.options.get(n)) for run in runs)] for n in changed]
-    rows += [[name, *(_value(run.environment.get(name)) for run in runs)] for name in SYSTEM]
+    made = [run.environment for run in runs]
+    rows.append(["versions", *(", ".join(f"{k} {e[k]}" for k in VERSIONS if k in e) or "-" for e in made)])
+    rows += [
+        ["device", *(_value(e.get("device")) for e in made)],
+        ["commit", *(_value(e.get("commit"))[:12] for e in made)],
+    ]
+    differ = [i for i, (_, *values) in enumerate(rows) if i and len(set(map(str, values))) > 1]
     every = [[n, *(_value(run.options.get(n)) for run in runs), explained.get(n, "")] for n in sorted(names)]
+    rest = [[n, *(_value(e.get(n)) for e in made), ""] for n in ("command", "inputs", "platform", "threads")]
+    head = ["", *(run.name for run in runs)]
     how = "Options in bold differ from the defaults of the recipe; what is not listed is as the recipe has it."
+    how += " Shaded rows differ between the runs." if len(runs) > 1 else ""
     return section(
         "s0", "What was run", tag("p", how, class_="soft"),
-        table(["", *(run.name for run in runs)], rows, words=True),
-        folded("All options", table(["option", *(run.name for run in runs), "meaning"], every, words=True)),
+        table(head, rows, words=True, marked={"differs": differ}),
+        folded("All options, command and inputs", table([*head, "meaning"], every + rest, words=True)),
     )  # fmt: skip
 
 
@@ -80,7 +90,7 @@ def results(groups: Groups) -> Optional[Raw]:
     parts = []
     for (dataset, _, tious, simulated), runs in tables.items():
         first, several = runs[0].result, sum(map(len, groups.values())) > 1
-        rows = []
+        rows, means = [], []
         for name, group in groups.items():
             mine = [run for run in group if run in runs]
             for run in mine:
@@ -88,17 +98,21 @@ def results(groups: Groups) -> Optional[Raw]:
                 rows += [[f"{start}{k} (epoch {m.get('epoch', '-')})", *row(m)[1:]] for k, m in run.results.items()]
             for kind in mine[0].results if len(mine) > 1 else ():
                 both = spread([run.results[kind] for run in mine if kind in run.results])
-                cells = [f"{m} ± {s}" for m, s in zip(row(both["mean"])[1:], row(both["std"])[1:])]
-                rows.append([Raw(tag("b", f"{name}, {kind}, mean ± sd of {len(mine)} seeds")), *cells])
+                cells = [Raw(f"{m}<small> ± {s}</small>") for m, s in zip(row(both["mean"])[1:], row(both["std"])[1:])]
+                rows.append([f"{name}, {kind}: mean of {len(mine)} seeds ± sd", *cells])
+                means.append(len(rows) - 1)
         published = []
         if dataset == "Thumos14reduced" and np.array_equal(tious, THUMOS_TIOU) and not simulated:
             published = ["paper", "release"] if runs[0].options["recipe"] == "release" else ["paper"]
         rows += [[REPORTED[k][0], *(f"{v:.2f}" for v in REPORTED[k][1]), "-", "-"] for k in published]
-        names = columns(first["tiou"], first["average"])[1:]
-        head = ["mAP (%)", *(n.replace("mAP@", "@").replace("AVG(", "mean ").rstrip(")") for n in names)]
+        marked = {"differs": means, "published": range(len(rows) - len(published), len(rows))}
+        names = ["mAP (%)", *columns(first["tiou"], first["average"])[1:]]
+        head = [n.replace("mAP@", "@").replace("AVG(", "mean ").rstrip(")") if i else n for i, n in enumerate(names)]
+        cut = 1 + len(first["tiou"]), 1 + len(first["tiou"]) + len(first["average"])
+        head, *rows = ([r[0], *r[cut[0] : cut[1]], *r[1 : cut[0]], *r[cut[1] :]] for r in [head, *rows])  # means first
         notes = [tag("p", line, class_="soft") for line in rounding_lines(first)]
         notes += [tag("p", f"{REPORTED[k][0]}: {RESTS_ON[k]}", class_="soft") for k in published]
-        parts += [said(runs), table(head, rows, published=[REPORTED[k][0] for k in published]), *notes]
+        parts += [said(runs), table(head, rows, marked=marked), *notes]
     how = (
         "mAP at each tIoU threshold and averages over them, in percent; last: the weights after the last epoch, best: "
         "those picked on the test set. cls: classification of whole videos."
@@ -175,13 +189,14 @@ def classes(groups: Groups, data: Mapping[str, Data]) -> Optional[Raw]:
     span = list(first.result["average"])[-1]
     known = first.name in data
     counts = class_counts(data[first.name], first.result["protocol"]) if known else pd.DataFrame(index=ap.index)
-    head, rows = ["class", *counts.columns], []
-    single = len(groups) == 1
-    head += [f"AP {span}", *(f"@{t:g}" for t in first.result["tiou"])] if single else [f"{n}, AP {span}" for n in ap]
+    rows, single = [], len(groups) == 1
+    counts = counts if single else counts.drop(columns="detections", errors="ignore")
+    head = ["class", *([f"AP {span}"] if single else [f"{n}, AP {span}" for n in ap]), *counts.columns]
+    head += [f"@{t:g}" for t in first.result["tiou"]] if single else []
     for name, values in ap.iterrows():
         cells = [f"{n:,}" for n in counts.loc[name]] if name in counts.index else ["-"] * len(counts.columns)
         more = [f"{100 * x:.2f}" for x in first.result["AP"][name]] if single else []
-        rows.append([name, *cells, *map(bar, values), *more])
+        rows.append([name, *map(bar, values), *cells, *more])
     how = f"AP in percent, mean over tIoU {span}, after the last epoch, the best class first"
     how += "; a group's is the mean over its seeds." if any(len(g) > 1 for g in groups.values()) else "."
     how += "" if known else " Counts need the annotations."
@@ -219,7 +234,13 @@ def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw
     for name, n in numbers.items():
         lost = 1 - n["ceiling"]["single"]["average"] if "ceiling" in n else np.nan
         gains = n["false_positives"]["gain"]
-        values = [np.nanmean(n["mAP"]), n["mean_AP_N"], n["missed"], lost, *(gains[kind] for kind in kinds)]
+        values = [
+            mean_of(np.asarray(n["mAP"], dtype=float)),
+            n["mean_AP_N"],
+            n["missed"],
+            lost,
+            *(gains[kind] for kind in kinds),
+        ]
         rows.append([name, *("-" if np.isnan(v) else f"{100 * v:.2f}" for v in values)])
     parts = []
     for run in runs:
@@ -258,6 +279,8 @@ def timelines(
         for run in shown:
             d, caption = data.get(run.name), run.name if len(shown) > 1 else ""
             truth, found, length_s = (d.truth, d.found, d.duration_s) if d else (None, bare_detections(run), {})
+            if video not in found.videos:  # a run on other data
+                continue
             judgement = why.get(run.name, {}).get(video)
             picture = story(video, truth, found, length_s.get(video, np.nan), judgement)
             alt = f"timeline of {video}, {run.name}"
