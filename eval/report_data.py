@@ -155,6 +155,8 @@ def judged(run: Run, data: Data, videos: Sequence[str], proposals_root: Optional
     check_classes(checkpoint, model, info, annotations.classes)
     features = open_features(data.name, data.root, data.profile, annotations, model.feature_size)
     videos = [v for v in videos if v in set(features.videos)]
+    if not videos:
+        return {}
     source = Source(data.name, data.root, data.profile, *data.read[:3], features)
     snippets = np.asarray([features.length(v) for v in videos], dtype=np.int64)
     rate, length_s = timing(source, "test", videos, snippets, ignore_rate=True)

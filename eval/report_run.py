@@ -178,7 +178,7 @@ class Difference(NamedTuple):
 
     base: str
     other: str
-    seeds: List[str]
+    seeds: List[str]  # what was paired
     by_seed: pd.DataFrame
 
 
@@ -191,10 +191,10 @@ def differences(groups: Mapping[str, Sequence[Run]]) -> Tuple[List[Difference], 
     found, why = [], []
     for name, group in others:
         mine, theirs = ({run.options["seed"]: run for run in runs if run.results} for runs in (first, group))
-        shared = [(str(s), mine[s], theirs[s]) for s in mine if s in theirs]
+        shared = [(f"seed {s}", mine[s], theirs[s]) for s in mine if s in theirs]
         if not shared and len(mine) == len(theirs) == 1:
             (a, ours), (b, other) = (*mine.items(), *theirs.items())
-            shared = [(f"{b} less {a}", ours, other)]
+            shared = [(f"seed {b} less seed {a}", ours, other)]
         rows = {}
         for seed, ours, other in shared:
             same = ours.options["dataset_name"] == other.options["dataset_name"]

@@ -13,7 +13,7 @@ from eval.diagnosis import mean as mean_of
 from eval.report_data import Data, bare_detections, class_counts, judged
 from eval.report_page import Raw, bar, change, chips, figure, folded, join, section, table, tag, text
 from eval.report_pictures import Line, colour_of, curves, embed, story, thresholds
-from eval.report_run import Run, class_ap, defaults, differences, meanings
+from eval.report_run import Difference, Run, class_ap, defaults, differences, meanings
 from utils.datasets.profile import THUMOS_TIOU
 from utils.run.report import REPORTED, RESTS_ON, columns, rounding_lines, row, spread
 
@@ -111,7 +111,7 @@ def results(groups: Groups) -> Optional[Raw]:
         cut = 1 + len(first["tiou"]), 1 + len(first["tiou"]) + len(first["average"])
         head, *rows = ([r[0], *r[cut[0] : cut[1]], *r[1 : cut[0]], *r[cut[1] :]] for r in [head, *rows])  # means first
         notes = [tag("p", line, class_="soft") for line in rounding_lines(first)]
-        notes += [tag("p", f"{REPORTED[k][0]}: {RESTS_ON[k]}", class_="soft") for k in published]
+        notes += [tag("p", f"{REPORTED[k][0]}: {' '.join(RESTS_ON[k].split())}", class_="soft") for k in published]
         parts += [said(runs), table(head, rows, marked=marked), *notes]
     how = (
         "mAP at each tIoU threshold and averages over them, in percent; last: the weights after the last epoch, best: "
@@ -202,25 +202,26 @@ def classes(groups: Groups, data: Mapping[str, Data]) -> Optional[Raw]:
     how += "" if known else " Counts need the annotations."
     parts += [tag("p", how, class_="soft"), said([r for g in groups.values() for r in g]), table(head, rows)]
     made, why = differences(groups)
-    for d in made:
-        mean, sd = d.by_seed.mean(), d.by_seed.std()
-        total, most = d.by_seed.mean(axis=1), max(mean.abs().max(), 0.01)
-        several = len(d.seeds) > 1
-        head = ["class", "difference"] + ["sd", *(f"seed {s}" for s in d.seeds)] * several
-
-        def line(name: object, average: float, deviation: float, each: pd.Series, most: float = most) -> List[object]:
-            more = [f"{100 * deviation:.2f}", *(f"{100 * x:+.2f}" for x in each)] if len(each) > 1 else []
-            return [name, change(average, most), *more]
-
-        rows = [line(Raw("<b>mean over classes</b>"), total.mean(), total.std(), total)]
-        rows += [line(c, mean[c], sd[c], d.by_seed[c]) for c in mean.sort_values(ascending=False, kind="stable").index]
-        sums = f"{d.other} is ahead in {(mean > 0).sum()} of {len(mean)} classes, behind in {(mean < 0).sum()}. "
-        sums += f"Points of AP {span}, " + (
-            f"paired by {len(d.seeds)} seeds." if several else f"one pair of runs ({d.seeds[0]})."
-        )
-        parts += [tag("h3", f"{d.other} less {d.base}"), tag("p", sums, class_="soft"), table(head, rows)]
+    for difference in made:
+        parts += _less(difference, span)
     parts += [tag("p", f"Not compared: {line}.", class_="soft") for line in why]
     return section("s3", "Classes", *parts)
+
+
+def _less(d: Difference, span: str) -> List[Raw]:
+    """What one group has over another, class by class, the largest gain first."""
+    by_class, total, several = d.by_seed, d.by_seed.mean(axis=1), len(d.seeds) > 1
+    mean, sd = by_class.mean().sort_values(ascending=False, kind="stable"), by_class.std()
+    most = max(mean.abs().max(), 0.01)
+    rows = [[Raw("<b>mean over classes</b>"), change(total.mean(), most), total.std(), *total]]
+    rows += [[name, change(mean[name], most), sd[name], *by_class[name]] for name in mean.index]
+    for values in rows:
+        values[2:] = [f"{100 * values[2]:.2f}", *(f"{100 * x:+.2f}" for x in values[3:])] if several else []
+    head = ["class", "difference", *(["sd", *d.seeds] if several else [])]
+    how = f"paired by {len(d.seeds)} seeds" if several else f"one pair of runs: {d.seeds[0]}"
+    how = f"Points of AP {span}, {how}. {d.other} is ahead in {(mean > 0).sum()} of {len(mean)} classes, behind in "
+    how += f"{(mean < 0).sum()}."
+    return [tag("h3", f"{d.other} less {d.base}"), tag("p", how, class_="soft"), table(head, rows)]
 
 
 def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw]:
@@ -229,18 +230,13 @@ def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw
     if not numbers:
         return None
     kinds = list(next(iter(numbers.values()))["false_positives"]["gain"])
-    head = ["%", "mAP", "AP_N", "missed", "lost by proposals", *(f"AP_N without {kind}s" for kind in kinds)]
+    head = ["%", "mAP", "AP_N", "missed", "lost by proposals", *(f"gain without {kind}s" for kind in kinds)]
     rows = []
     for name, n in numbers.items():
         lost = 1 - n["ceiling"]["single"]["average"] if "ceiling" in n else np.nan
         gains = n["false_positives"]["gain"]
-        values = [
-            mean_of(np.asarray(n["mAP"], dtype=float)),
-            n["mean_AP_N"],
-            n["missed"],
-            lost,
-            *(gains[kind] for kind in kinds),
-        ]
+        values = [mean_of(np.asarray(n["mAP"], dtype=float)), n["mean_AP_N"], n["missed"], lost]
+        values += [gains[kind] for kind in kinds]
         rows.append([name, *("-" if np.isnan(v) else f"{100 * v:.2f}" for v in values)])
     parts = []
     for run in runs:
@@ -291,7 +287,7 @@ def timelines(
         "Above, the instances and the best detections (opacity: score). Below, what the network says of the proposals, "
         "from 0 to 1: filled, the mean over the proposals that cover a moment, so that one long proposal cannot hide "
         "where the action is; the line, the highest of them, from which the best detection there comes. A detection's "
-        "score is attention x s_pc x class score of one proposal, before soft-NMS. AP of a video: of its own "
-        "detections alone, mean over its classes and thresholds."
+        "score is attention x s_pc (unless left out) x class score of one proposal, before soft-NMS. AP of a video: "
+        "of its own detections alone, mean over its classes and thresholds."
     )
     return section("s5", "Timelines", tag("p", how, class_="soft"), said(shown), *parts)

@@ -139,7 +139,7 @@ def test_runs_are_compared_seed_by_seed(sound, tmp_path):
         "more": ["more/seed0", "more/seed1"],
     }
     (found,), why = differences(groups)
-    assert not why and found.seeds == ["0", "1"]
+    assert not why and found.seeds == ["seed 0", "seed 1"]
     np.testing.assert_allclose(found.by_seed.to_numpy(), [[0.3, -0.1], [0.2, 0.0]], atol=1e-12)
     page = Page(sections.classes(groups, {}))
     mean, deviation = (0.3 + 0.2) / 2, abs(0.3 - 0.2) / np.sqrt(2)
@@ -153,6 +153,16 @@ def test_runs_are_compared_seed_by_seed(sound, tmp_path):
     change(tmp_path / "more" / "seed0" / "results.json", lambda v: v["last"].update(protocol="wtal"))
     other = read_run(tmp_path / "more" / "seed0")
     assert differences({"a": groups["base"][:1], "b": [other]})[1]
+
+
+def test_published_numbers_stand_where_they_can_be_compared(sound, tmp_path):
+    thumos = copied(sound.place / "run", tmp_path / "thumos", {"dataset_name": "Thumos14reduced"})
+    page = Page(sections.results({"thumos": [read_run(thumos)]}))
+    for words in ("SEAL, paper (AAAI 2025), wtal 63.70 43.50 52.80 78.40", "55.20", "point labels", "protocol exact"):
+        assert words in page.text
+    assert page.source.count('<tr class="published">') == 2 and "\\n" not in page.text
+    change(thumos / "results.json", lambda v: [m.update(simulated=True) for m in v.values()])
+    assert "SEAL, paper" not in Page(sections.results({"thumos": [read_run(thumos)]})).text
 
 
 def test_what_is_missing_is_said_and_the_rest_is_shown(sound, tmp_path, hurried):
