@@ -142,7 +142,7 @@ class Judged(NamedTuple):
     attention: np.ndarray  # [M]
     s_pc: np.ndarray  # [M]
     class_score: np.ndarray  # [M, C], softmax of s_base over the classes and background
-    s_pc_left_out: bool  # nothing trained it, and the score is without it
+    s_pc_left_out: bool  # the score is without it, for nothing trained it or the run says so
 
 
 def judged(run: Run, data: Data, videos: Sequence[str], proposals_root: Optional[str] = None) -> Dict[str, Judged]:
@@ -170,7 +170,8 @@ def judged(run: Run, data: Data, videos: Sequence[str], proposals_root: Optional
         raise InputError(what, checkpoint, "give --dataset_root")
     labels = np.zeros((len(videos), len(annotations.classes)), np.float32)
     split = Split(tuple(videos), labels, segments, snippets, length_s, rate, rows, {})
-    left_out = "s_pc" in untrained(args.losses, args.numbers)
+    asked = {"always": False, "never": True}  # a run may say itself whether s_pc counts
+    left_out = asked.get(run.options.get("score_s_pc"), "s_pc" in untrained(args.losses, args.numbers))
     found = {}
     for v, outputs in score(model, split):
         columns = outputs["attention"], outputs["s_pc"], fuse(outputs["s_base"], np.ones(len(segments[v])))[0]

@@ -42,7 +42,7 @@ details details > summary { color: var(--link); font-size: .95rem; }
 .tiles div { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: .6rem .9rem; }
 .tiles b { display: block; font-size: 1.45rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.3; }
 .tiles span { color: var(--soft); font-size: .82rem; }
-.scroll { overflow: auto; max-height: 36rem; border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; }
+.scroll { overflow: auto; max-height: 48rem; border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; }
 table { border-collapse: separate; border-spacing: 0; font-size: .84rem; font-variant-numeric: tabular-nums;
   min-width: 100%; }
 th, td { padding: .32rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -52,10 +52,13 @@ thead th { position: sticky; top: 0; background: var(--paper); font-weight: 600;
 tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); text-align: left;
   font-weight: 500; }
 thead th:first-child { z-index: 2; }
-tbody th { max-width: 15rem; overflow: hidden; text-overflow: ellipsis; }
+tbody th { min-width: 7rem; max-width: 18rem; white-space: normal; overflow-wrap: break-word; }
+.few table { min-width: min(100%, 34rem); }
+.few { width: fit-content; max-width: 100%; }
 .scroll.text { max-height: none; }
 .words td { text-align: left; white-space: normal; min-width: 11rem; max-width: 28rem; overflow-wrap: anywhere; }
 .words thead th { text-align: left; }
+.words tbody th { white-space: nowrap; }
 .bar { display: block; min-width: 6.5rem; padding: 0 .3rem; border-radius: 3px;
   background: linear-gradient(var(--bar) 0 0) left / calc(1% * var(--n)) 100% no-repeat; }
 .change i { display: inline-block; width: 7.5rem; height: 1em; margin-left: .7rem; vertical-align: -.1em;
@@ -84,7 +87,7 @@ pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; background: var(--p
 footer { color: var(--soft); font-size: .85rem; }
 @media (max-width: 560px) { main { padding: .8rem .6rem 3rem; } h1 { font-size: 1.35rem; }
   section > details > summary { padding: .7rem .8rem; } section > details > div { padding: 0 .8rem .8rem; }
-  th, td { padding: .3rem .45rem; } tbody th { max-width: 8.5rem; } }
+  th, td { padding: .3rem .45rem; } tbody th { max-width: 9rem; } }
 @media print { body, section { background: #fff; } .scroll { max-height: none; overflow: visible; } }
 """
 
@@ -127,7 +130,7 @@ def table(
     classes = {i + 1: name for name, numbers in marked.items() for i in numbers}
     starts = (f'<tr class="{classes[i]}">\n' if i in classes else "<tr>\n" for i in range(len(lines)))
     html = first + "".join(start + line for start, line in zip(starts, lines))
-    return tag("div", Raw(html), class_="scroll text" if words else "scroll")
+    return tag("div", Raw(html), class_="scroll" + " text" * words + " few" * (len(head) < 4))
 
 
 def bar(fraction: float) -> Raw:

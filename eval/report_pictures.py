@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 LARGEST_SVG = 250_000  # characters; a larger picture is a PNG
 # of runs: told apart by people who see no red or green, and on light and dark paper (Okabe and Ito)
-COLOURS = ("#0086d1", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8f8f8f", "#b8a800")
+COLOURS = ("#0086d1", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8f8f8f", "#b8a800",
+           "#8a63d2", "#a5651e", "#2fb5a5", "#e0529c")  # fmt: skip
 MOMENTS = 500  # of a timeline
 MOST_CLASSES = 3  # lanes of class scores
 LANE_IN = 0.62
@@ -101,7 +102,7 @@ def story(
     ranked = [*truth_label.tolist(), *found_label[np.argsort(-found_score, kind="stable")].tolist()]
     classes = list(dict.fromkeys(ranked))[:MOST_CLASSES]
     lanes = [("attention", judged.attention, "#7a7a7a")]
-    lanes.append(("s_pc" + ", untrained:\nleft out" * judged.s_pc_left_out, judged.s_pc, "#9a7fd1"))
+    lanes.append(("s_pc" + "\n(left out)" * judged.s_pc_left_out, judged.s_pc, "#9a7fd1"))
     lanes += [
         (f"class score\n{_plain(found.classes[c], 24)}", judged.class_score[:, c], class_colour(c)) for c in classes
     ]

@@ -13,7 +13,7 @@ from eval.diagnosis import mean as mean_of
 from eval.report_data import Data, bare_detections, class_counts, judged
 from eval.report_page import Raw, bar, change, chips, figure, folded, join, section, table, tag, text
 from eval.report_pictures import Line, colour_of, curves, embed, story, thresholds
-from eval.report_run import Difference, Run, class_ap, defaults, differences, meanings
+from eval.report_run import APART, Difference, Run, class_ap, defaults, differences, meanings
 from utils.datasets.profile import THUMOS_TIOU
 from utils.run.report import REPORTED, RESTS_ON, columns, rounding_lines, row, spread
 
@@ -43,7 +43,7 @@ def _simulated(runs: Sequence[Run]) -> Raw:
 def what_was_run(runs: Sequence[Run]) -> Raw:
     """Options that differ from the defaults, and where the numbers come from: a column a run."""
     explained, usual = meanings(), [defaults(run.options) for run in runs]
-    apart = {*FACTS, "exp_dir", "seeds", "device", "processes", "protocol"}
+    apart = {*FACTS, *APART, "protocol"}
     names = list(dict.fromkeys(name for run in runs for name in run.options))
     changed = [
         n for n in names if n not in apart and any(r.options.get(n) != u.get(n) for r, u in zip(runs, usual))
@@ -202,13 +202,12 @@ def classes(groups: Groups, data: Mapping[str, Data]) -> Optional[Raw]:
     how += "" if known else " Counts need the annotations."
     parts += [tag("p", how, class_="soft"), said([r for g in groups.values() for r in g]), table(head, rows)]
     made, why = differences(groups)
-    for difference in made:
-        parts += _less(difference, span)
+    parts += [_less(d, span, open_=d is made[0]) for d in made]
     parts += [tag("p", f"Not compared: {line}.", class_="soft") for line in why]
     return section("s3", "Classes", *parts)
 
 
-def _less(d: Difference, span: str) -> List[Raw]:
+def _less(d: Difference, span: str, open_: bool) -> Raw:
     """What one group has over another, class by class, the largest gain first."""
     by_class, total, several = d.by_seed, d.by_seed.mean(axis=1), len(d.seeds) > 1
     mean, sd = by_class.mean().sort_values(ascending=False, kind="stable"), by_class.std()
@@ -221,7 +220,8 @@ def _less(d: Difference, span: str) -> List[Raw]:
     how = f"paired by {len(d.seeds)} seeds" if several else f"one pair of runs: {d.seeds[0]}"
     how = f"Points of AP {span}, {how}. {d.other} is ahead in {(mean > 0).sum()} of {len(mean)} classes, behind in "
     how += f"{(mean < 0).sum()}."
-    return [tag("h3", f"{d.other} less {d.base}"), tag("p", how, class_="soft"), table(head, rows)]
+    title = f"{d.other} less {d.base}: {100 * total.mean():+.2f}"
+    return folded(title, tag("p", how, class_="soft"), table(head, rows), open_=open_)
 
 
 def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw]:
