@@ -164,7 +164,7 @@ def section(name: str, title: str, *content: object) -> Raw:
 def figure(picture: str, caption: str = "", wide: bool = False) -> Raw:
     """A picture (HTML) with its caption; wide: on a narrow screen it scrolls."""
     said = tag("figcaption", caption) if caption else ""
-    return Raw(f"<figure{' class=wide' * wide}>{picture}{said}</figure>")
+    return Raw(f"<figure{' class=wide' * wide}>{said}{picture}</figure>")
 
 
 def chips(colours: Mapping[str, object]) -> Raw:

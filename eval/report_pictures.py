@@ -22,7 +22,7 @@ from utils.segments import Segments
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LARGEST_SVG = 250_000  # characters; a larger picture is a PNG
+LARGEST_SVG = 350_000  # characters; a larger picture is a PNG
 # of runs: told apart by people who see no red or green, and on light and dark paper (Okabe and Ito)
 COLOURS = ("#0086d1", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8f8f8f", "#b8a800",
            "#8a63d2", "#a5651e", "#2fb5a5", "#e0529c")  # fmt: skip
