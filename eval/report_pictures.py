@@ -22,7 +22,7 @@ from utils.segments import Segments
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LARGEST_SVG = 350_000  # characters; a larger picture is a PNG
+LARGEST_SVG = 350_000  # characters; a larger picture is a PNG where that is smaller
 # of runs: told apart by people who see no red or green, and on light and dark paper (Okabe and Ito)
 COLOURS = ("#0086d1", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8f8f8f", "#b8a800",
            "#8a63d2", "#a5651e", "#2fb5a5", "#e0529c")  # fmt: skip
@@ -155,16 +155,17 @@ def embed(figure: Figure, name: str, alt: str) -> str:
         none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=none)
     text = _lean(out.getvalue())
+    said = escape(printable(alt))
+    size = f"width: {most:.0f}px; min-width: {min(0.7 * most, LEAST_WIDTH):.0f}px"
     if len(text) > LARGEST_SVG:
         binary = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")
             figure.savefig(binary, format="png", dpi=110)
         code = base64.b64encode(binary.getvalue()).decode()
-        size = f"width: {most:.0f}px; min-width: {min(0.7 * most, LEAST_WIDTH):.0f}px"
-        return f'<img class="paper" alt="{escape(printable(alt))}" style="{size}" src="data:image/png;base64,{code}">'
-    size = f"width: {most:.0f}px; min-width: {min(0.7 * most, LEAST_WIDTH):.0f}px"
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(printable(alt))}" style="{size}" ', 1)
+        if len(code) < len(text):
+            return f'<img class="paper" alt="{said}" style="{size}" src="data:image/png;base64,{code}">'
+    return text.replace("<svg ", f'<svg role="img" aria-label="{said}" style="{size}" ', 1)
 
 
 def _lean(text: str) -> str:
