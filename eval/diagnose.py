@@ -185,7 +185,7 @@ def _curves(numbers: Dict) -> Figure:
     )
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     tious, recall = numbers["tiou"], 100 * np.asarray(numbers["curves"]["recall"])
-    colours = colormaps["viridis"](np.linspace(0, 0.9, len(tious)))
+    colours = colormaps["viridis"](np.linspace(0.3, 0.9, len(tious)))
     for axes, name in zip(grid, shown):
         for tiou, colour, values in zip(tious, colours, numbers["curves"]["precision"][name]):
             axes.plot(recall, 100 * np.asarray(values), color=colour, linewidth=1, label=f"{tiou:g}")
