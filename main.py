@@ -291,7 +291,7 @@ def train_seed(args: Options, group: Group, threads: Optional[int] = None) -> Op
         again = f"--resume --exp_dir {folder.parent if args.seeds else folder}"
         log(f"stopped in epoch {run.epoch}; continue with the same command and {again}")
         return None
-    log(f"everything is in {folder}; look with: tensorboard --logdir {folder}")
+    log(f"everything is in {folder}; look with: python -m eval.report {folder}, or tensorboard --logdir {folder}/logs")
     return (run.history[-1], best(run.history)) if run.history else ({}, {})
 
 

@@ -138,7 +138,8 @@ def _sensitivity(numbers: Dict) -> Figure:
             bars = axes.bar(place, np.nan_to_num(values), 0.75, color=colour, alpha=0.85)
             axes.bar_label(bars, ["-" if np.isnan(v) else f"{v:.0f}" for v in values], padding=1, fontsize=8)
             axes.axhline(100 * base, color="black", linewidth=0.8, linestyle="--")
-            labels = [f"{row['name']}\n{_range(row)}\n{100 * row['share']:.0f} %" for row in rows]
+            ranges = [_range(row).replace("-", "-\n" * any(len(_range(r)) > 9 for r in rows) or "-") for row in rows]
+            labels = [f"{row['name']}\n{text}\n{100 * row['share']:.0f} %" for row, text in zip(rows, ranges)]
             axes.set_xticks(place, labels)
             axes.set_ylim(0, max(115 * base, 1.15 * np.nanmax(values, initial=0), axes.get_ylim()[1], 1))
             _clean(axes)
@@ -184,7 +185,7 @@ def _curves(numbers: Dict) -> Figure:
     )
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     tious, recall = numbers["tiou"], 100 * np.asarray(numbers["curves"]["recall"])
-    colours = colormaps["viridis"](np.linspace(0, 0.9, len(tious)))
+    colours = colormaps["viridis"](np.linspace(0.3, 0.9, len(tious)))
     for axes, name in zip(grid, shown):
         for tiou, colour, values in zip(tious, colours, numbers["curves"]["precision"][name]):
             axes.plot(recall, 100 * np.asarray(values), color=colour, linewidth=1, label=f"{tiou:g}")
