@@ -15,10 +15,10 @@ from dataset import Source, Split, timing
 from eval.average_precision import Columns, average_precision
 from eval.detection import comparable, in_protocol
 from eval.diagnosis import BINS, diagnose
-from eval.inference import load_trained, score
+from eval.inference import left_out, load_trained, score
 from eval.postprocess import fuse
 from eval.report_run import Run
-from losses import TERMS, untrained
+from losses import TERMS
 from model import check_classes
 from options import parse
 from utils.datasets.annotations import Read, read_annotations
@@ -170,12 +170,11 @@ def judged(run: Run, data: Data, videos: Sequence[str], proposals_root: Optional
         raise InputError(what, checkpoint, "give --dataset_root")
     labels = np.zeros((len(videos), len(annotations.classes)), np.float32)
     split = Split(tuple(videos), labels, segments, snippets, length_s, rate, rows, {})
-    asked = {"always": False, "never": True}  # a run may say itself whether s_pc counts
-    left_out = asked.get(run.options.get("score_s_pc"), "s_pc" in untrained(args.losses, args.numbers))
+    without = left_out(args.replace(score_s_pc=run.options.get("score_s_pc", args.score_s_pc)))
     found = {}
     for v, outputs in score(model, split):
         columns = outputs["attention"], outputs["s_pc"], fuse(outputs["s_base"], np.ones(len(segments[v])))[0]
-        found[videos[v]] = Judged(segments[v] / rate[v], *columns, left_out)
+        found[videos[v]] = Judged(segments[v] / rate[v], *columns, "s_pc" in without)
     return found
 
 

@@ -256,7 +256,8 @@ def test_real_actions_are_recognised(shared, trained, video, snippet, expected):
 def test_classes_are_named_and_drawn(weights, tmp_path):
     features = np.random.default_rng(0).random((7, 2048)).astype(np.float32)
     np.save(tmp_path / "v.npy", features)
-    (line,) = report({"v": tmp_path / "v.npy"}, weights["rgb"], tmp_path / "classes", 2, {"v": np.linspace(0, 1, 7)})
+    curves = {"attention": np.linspace(0, 1, 7), "score": np.linspace(1, 0, 7)}
+    (line,) = report({"v": tmp_path / "v.npy"}, weights["rgb"], tmp_path / "classes", 2, {"v": curves})
     assert line.startswith("v: ") and line.count("of 7 snippets") == 2
     assert 1000 < (tmp_path / "classes" / "v.png").stat().st_size < 150_000
     with pytest.raises(InputError, match="expected|without a classification head"):

@@ -98,8 +98,10 @@ def test_from_videos_to_pictures(weights, tmp_path):
     how = ["--videos", words[1], "--out", tmp_path / "f", "--rgb_weights", weights, "--device", "cpu"]
     done = outcome(extract.main, [*how, "--classes", "2", "--attention", model])
     assert done.status == 0 and (tmp_path / "f" / "classes" / "b.png").stat().st_size > 1000
-    values = list(extract.attention(model, tmp_path / "f", ["a", "b"]).values())
-    assert [x.shape for x in values] == [(4,), (1,)] and all(((x > 0) & (x < 1)).all() for x in values)
+    for name, shape in (("a", (4,)), ("b", (1,))):
+        (_, attention), (title, score) = extract.attention(model, tmp_path / "f", ["a", "b"])[name].items()
+        assert title in ("score by SEAL: jump", "score by SEAL: throw") and attention.shape == score.shape == shape
+        assert ((0 < score) & (score < attention) & (attention < 1)).all()
     refused(outcome(extract.main, [*how, "--attention", model]), "--attention without --classes")
 
 

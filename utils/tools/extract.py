@@ -47,32 +47,41 @@ def parser() -> Parser:
     add("--batch_size", type=_COUNT, metavar="N", help="snippets a batch (default: 1 on a CPU, 16 on a card)")
     text = "print the N best classes of each video by the head of the RGB weights, and draw OUT/classes/VIDEO.png"
     add("--classes", type=_COUNT, nargs="?", const=3, metavar="N", help=text)
-    text = "draw SEAL's attention into these pictures; a checkpoint that was trained on such features"
+    text = "draw SEAL's attention, and its score of its best class, into these pictures; a checkpoint that was trained "
+    text += "on such features"
     add("--attention", type=Path, metavar="FILE", help=text)
     return p
 
 
-def attention(checkpoint: Path, folder: Path, videos: Sequence[str]) -> Dict[str, np.ndarray]:
-    """SEAL's attention A of each snippet, float64 [T] by video: its mean over the windows of two that hold it.
+def attention(checkpoint: Path, folder: Path, videos: Sequence[str]) -> Dict[str, Dict[str, np.ndarray]]:
+    """SEAL's attention A of each snippet, and what a detection there of the video's best class scores: by video, two
+    named curves, float64 [T], means over the windows of two that hold the snippet.
 
     folder: the features of the videos. Raises InputError for a checkpoint that does not fit them.
     """
     from eval.inference import load_trained, score
+    from eval.postprocess import fuse
     from eval.predict import unlabelled_split
-    from losses import TERMS
+    from losses import TERMS, untrained
     from utils.datasets.profile import Profile
 
     needed = ["--pretrained_ckpt", str(checkpoint), "--features", str(folder), "--proposals", "windows"]
-    model, args, _ = load_trained(parse(["--run_type", "predict", *needed], tuple(TERMS)))
+    model, args, info = load_trained(parse(["--run_type", "predict", *needed], tuple(TERMS)))
     split = unlabelled_split(
         [folder], "windows", model.feature_size, Profile(modalities=1), args.roi_size, videos=videos
     )
     found = {}
+    classes = info.get("classes", range(model.num_class))
+    without = untrained(args.losses, args.numbers)
     for v, outputs in score(model, split):
         start, end = split.proposals[v].T
         time = np.arange(split.num_snippets[v])[:, None]
         holds = (start <= time) & (time < end) & (end - start <= max(2, (end - start).min()))
-        found[split.videos[v]] = holds @ outputs["attention"] / holds.sum(1)
+        s_pc = None if "s_pc" in without else outputs["s_pc"]
+        scores, video_score = fuse(outputs["s_base"], outputs["attention"], s_pc)
+        best = video_score.argmax()
+        both = {"attention of SEAL": outputs["attention"], f"score by SEAL: {classes[best]}": scores[:, best]}
+        found[split.videos[v]] = {name: holds @ values / holds.sum(1) for name, values in both.items()}
     return found
 
 

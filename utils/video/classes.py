@@ -6,7 +6,7 @@ The head is linear in the feature, so it is applied to features that are on disk
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,12 +40,12 @@ def probabilities(features: np.ndarray, model: I3D) -> np.ndarray:
 
 
 def report(
-    files: Dict[str, Path], weights: str, folder: Path, best: int, attention: Mapping[str, np.ndarray]
+    files: Dict[str, Path], weights: str, folder: Path, best: int, curves: Mapping[str, Mapping[str, np.ndarray]]
 ) -> Iterator[str]:
     """One line a video with its ``best`` classes by mean probability, and a picture of them over time in ``folder``.
 
-    files: features by video. weights: those the RGB features were made with. attention: SEAL's, float [T] by video,
-    drawn beside them where it is known. Raises InputError for weights without a head.
+    files: features by video. weights: those the RGB features were made with. curves: by video, others in [0, 1] with
+    their names, float [T], drawn beside them. Raises InputError for weights without a head.
     """
     model, source = load_i3d(weights, 3)
     if not model.classes:
@@ -56,16 +56,14 @@ def report(
         top = np.argsort(-values.mean(0), kind="stable")[:best]
         first = np.bincount(values.argmax(1), minlength=len(names))
         parts = [f"{names[i]} {values[:, i].mean():.2f} (first in {first[i]} of {len(values)} snippets)" for i in top]
-        figure = draw(video, [names[i] for i in top], values[:, top], source.name, attention.get(video))
+        figure = draw(video, [names[i] for i in top], values[:, top], source.name, curves.get(video, {}))
         save_figure(folder / f"{video}.png", figure)
         yield f"{video}: {', '.join(parts)}"
 
 
-def draw(
-    video: str, names: Sequence[str], values: np.ndarray, source: str, attention: Optional[np.ndarray] = None
-) -> Figure:
+def draw(video: str, names: Sequence[str], values: np.ndarray, source: str, curves: Mapping[str, np.ndarray]) -> Figure:
     """A picture of probabilities [T, classes] over seconds, a step a snippet, by the head of the weights ``source``;
-    with SEAL's attention [T]."""
+    with other curves [T] by name, in black."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.8), dpi=100, layout="constrained")
@@ -73,8 +71,8 @@ def draw(
     edges = np.arange(len(values) + 1) * (LENGTH / RATE)
     for index, name in enumerate(names):
         axes.stairs(values[:, index], edges, label=name, color=COLOURS[index % len(COLOURS)], linewidth=1.8)
-    if attention is not None:
-        axes.stairs(attention, edges, label="attention of SEAL", color="black", linestyle="--", linewidth=1.8)
+    for (name, curve), style in zip(curves.items(), ("--", "-")):
+        axes.stairs(curve, edges, label=name, color="black", linestyle=style, linewidth=1.8)
     axes.set(xlim=(0, edges[-1]), ylim=(0, 1.02), xlabel="seconds", ylabel="probability")
     axes.set_title(f"{video}: classes by the head of {source}, snippet by snippet", fontsize=10)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
