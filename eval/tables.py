@@ -260,7 +260,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             log(f"{cell.row}/seed{cell.seed} failed: {said}")
     if results:
         first, seeds = next(iter(results.values()))["last"], len({seed for _, seed in results})
-        title = f"{args.dataset_name}, recipe {every[0].options.recipe}, protocol {first['protocol']}, {seeds} seed{'s' * (seeds > 1)}"
+        title = f"{args.dataset_name}, recipe {every[0].options.recipe}, protocol {first['protocol']}"
+        title += f", {seeds} seed{'s' * (seeds > 1)}"
         title += "; SIMULATED features: these numbers say nothing about real videos" * bool(first.get("simulated"))
         grey = args.dataset_name != "Thumos14reduced" or "simulated" in first
         print(write(out, tables, results, title, grey))

@@ -59,10 +59,10 @@ def attention(checkpoint: Path, folder: Path, videos: Sequence[str]) -> Dict[str
 
     folder: the features of the videos. Raises InputError for a checkpoint that does not fit them.
     """
-    from eval.inference import load_trained, score
+    from eval.inference import left_out, load_trained, score
     from eval.postprocess import fuse
     from eval.predict import unlabelled_split
-    from losses import TERMS, untrained
+    from losses import TERMS
     from utils.datasets.profile import Profile
 
     needed = ["--pretrained_ckpt", str(checkpoint), "--features", str(folder), "--proposals", "windows"]
@@ -72,12 +72,11 @@ def attention(checkpoint: Path, folder: Path, videos: Sequence[str]) -> Dict[str
     )
     found = {}
     classes = info.get("classes", range(model.num_class))
-    without = untrained(args.losses, args.numbers)
     for v, outputs in score(model, split):
         start, end = split.proposals[v].T
         time = np.arange(split.num_snippets[v])[:, None]
         holds = (start <= time) & (time < end) & (end - start <= max(2, (end - start).min()))
-        s_pc = None if "s_pc" in without else outputs["s_pc"]
+        s_pc = None if "s_pc" in left_out(args) else outputs["s_pc"]
         scores, video_score = fuse(outputs["s_base"], outputs["attention"], s_pc)
         best = video_score.argmax()
         both = {"attention of SEAL": outputs["attention"], f"score by SEAL: {classes[best]}": scores[:, best]}
