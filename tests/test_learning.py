@@ -18,7 +18,7 @@ EPOCHS = 12
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "Demo"
-    make_demo(root, progress=False, videos=(40, 20), width=48)
+    make_demo(root, videos=(40, 20), width=48)
     return root
 
 

@@ -21,7 +21,7 @@ def test_it_makes_the_demo_and_says_that_it_is_simulated(tmp_path):
     assert not refused(outcome(main, ["--out", tmp_path / "Demo"]), "exists already").count("Traceback")
 
 
-@pytest.mark.parametrize("wrong", [("--width", "0"), ("--limit", "5"), ("--seed", "-1")])
+@pytest.mark.parametrize("wrong", [("--width", "0"), ("--proposals", "5"), ("--seed", "-1")])
 def test_what_cannot_be_is_refused(tmp_path, wrong):
     refused(outcome(main, ["--out", tmp_path / "other", *wrong]), wrong[0])
     assert not list(tmp_path.iterdir())
@@ -30,7 +30,7 @@ def test_what_cannot_be_is_refused(tmp_path, wrong):
 def test_the_printed_command_trains(tmp_path, capsys):
     from main import main as train
 
-    make_demo(tmp_path / "made", progress=False, videos=(24, 6), width=2)
+    make_demo(tmp_path / "made", videos=(24, 6), width=2)
     json = tmp_path / "some.v1-2.json"
     convert.main(
         ["annotations", str(tmp_path / "made" / "Demo-Annotations"), "--to", "activitynet", "--out", str(json)]
@@ -49,7 +49,9 @@ def test_the_printed_command_trains(tmp_path, capsys):
 
 
 def test_where_proposals_are_needed_first_it_says_which(tmp_path):
-    make_demo(tmp_path / "made", progress=False, videos=(4, 3), width=2)
+    make_demo(tmp_path / "made", videos=(4, 3), width=2)
     source = shutil.copytree(tmp_path / "made" / "Demo-Annotations", tmp_path / "Own-Annotations")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset.json").write_text("{}")
     made = outcome(main, ["--annotations", source, "--out", tmp_path / "out", "--width", 2])
     assert made.status == 0 and "Proposals_Own_{train,test}.json in proposals4Own" in made.out, made.log
