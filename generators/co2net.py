@@ -19,7 +19,6 @@ from generators.shared import (
     Load,
     Trainer,
     as_input,
-    check_training_data,
     classes_of,
     find_runs,
     mean_of_top,
@@ -207,7 +206,6 @@ class CO2NetTrainer(Trainer):
         settings: Settings = Settings(),
         names: Optional[Sequence[str]] = None,
     ):
-        check_training_data(labels, width, names)
         few = np.flatnonzero((labels > 0).sum(axis=0) < 2)
         if len(few):
             name = names[few[0]] if names is not None else f"number {few[0]}"

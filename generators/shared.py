@@ -8,7 +8,7 @@ video at a time; only ``Trainer`` and ``mean_of_top`` know torch. Nothing here r
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, NamedTuple, Tuple, Union
 
 import numpy as np
 import torch
@@ -153,13 +153,3 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
-
-
-def check_training_data(labels: np.ndarray, width: int, names: Optional[Sequence[str]] = None) -> None:
-    """InputError unless there are videos and classes and the feature width 2D is even; labels [V, C] multi-hot."""
-    if labels.ndim != 2 or not labels.size:
-        raise InputError(f"labels of {list(labels.shape)} name no video or no class", None, "check the annotations")
-    if names is not None and len(names) != labels.shape[1]:
-        raise ValueError(f"{len(names)} names for {labels.shape[1]} classes")
-    if width < 2 or width % 2:
-        raise InputError(f"features of width {width} are not RGB and flow", None, "give both modalities side by side")
