@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import main
-from tests.changes import hurry
+from tests import changes
 from tests.outcome import Outcome, outcome, refused
 from utils.errors import run_command
 from utils.files import load_checkpoint
@@ -23,12 +23,8 @@ from utils.run import report
 
 
 def arguments(root, exp_dir, *more, epochs=4, run_type="train"):
-    base = {
-        "run_type": run_type, "dataset_name": "Tiny", "dataset_root": root, "exp_dir": exp_dir, "device": "cpu",
-        "descriptors_root": exp_dir.parent / "descriptors", "cache_dir": exp_dir.parent / "cache", "batch_size": 3,
-        "max_epoch": epochs, "interval": 2, "lr": 1e-3, "recipe": "paper", "protocol": "wtal",
-    }  # fmt: skip
-    return [x for k, v in base.items() for x in (f"--{k}", str(v))] + [str(m) for m in more]
+    options = {"run_type": run_type, "exp_dir": exp_dir, "max_epoch": epochs, "interval": 2}
+    return changes.arguments(root, exp_dir.parent, *more, **options, recipe="paper", protocol="wtal")
 
 
 def run(root, exp_dir, *more, **how):
@@ -82,7 +78,7 @@ def _process(rank: int, size: int, port: int, place: Path, argv, change) -> None
         pytest.MonkeyPatch.context() as patch,
     ):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(log):
-            hurry(patch)
+            changes.hurry(patch)
             if change:
                 change(patch)
             run_command(lambda: main.main(argv))

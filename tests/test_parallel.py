@@ -14,16 +14,10 @@ import main
 from dataset import packed_batch
 from losses import TERMS
 from options import parse
-from tests import tiny
 from tests.changes import hurry
 from tests.outcome import read_scalars
 from tests.runs import arguments, in_processes, main_refuses, read, run, same, same_files, weights_of
 from utils.files import load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
 
 
 @pytest.fixture(scope="module")

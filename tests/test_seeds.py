@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import main
-from tests import tiny
 from tests.changes import hurry
 from tests.runs import arguments, main_refuses, read, run, same, same_files, weights_of, without_test_videos
 from utils.errors import InputError
@@ -25,11 +24,6 @@ def hurried():
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
         yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
 
 
 def test_seeds_end_with_mean_and_deviation(root, tmp_path, capsys):
