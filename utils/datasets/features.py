@@ -43,11 +43,10 @@ class Features:
         if self.sources[0].is_file():
             self._row = {video: i for i, video in enumerate(all_videos)}
         else:
-            self._listed = [files for folder in self.sources for files in list_files(folder)]
-            self._check_streams()
+            streams = [stream for folder in self.sources for stream in list_files(folder).items()]
+            self._check_streams([name for name, _ in streams])
+            self._listed = [files for _, files in streams]
         self.parts = max(1, len(self._listed))  # in how many pieces a video's features come
-        if self.parts > 2:
-            raise InputError("rgb/ and flow/ inside the folders of RGB and flow", self.sources[0], "give one folder")
         for files in self._listed:
             mine, note = files_of(files, all_videos)
             self._files.append(mine)
@@ -59,17 +58,18 @@ class Features:
             todo = f"files are found by video name, such as {all_videos[0]}; forms that are read: {' '.join(READERS)}"
             raise InputError(f"no annotated video has a feature file: found {some(names)}", self.sources[0], todo)
 
-    def _check_streams(self) -> None:
-        paths = [path.relative_to(s) for files in self._listed for path in files.values() for s in self.sources
-                 if s in path.parents]  # fmt: skip
-        streams = sorted({part.lower() for path in paths for part in path.parts[:-1]} & {"rgb", "flow"})
-        if len(self._listed) == 1 and streams and self.modalities != 1:
-            todo = 'add the other stream, or say "modalities": 1 in dataset.json'
-            raise InputError(f"only {streams[0]}/ has features", self.sources[0], todo)
-        if len(self._listed) == 2 and self.modalities == 1:
-            raise InputError(
-                'two streams of features for "modalities": 1', self.sources[0], "leave it out, or one stream"
-            )
+    def _check_streams(self, names: Sequence[str]) -> None:
+        """names: of each stream, "" where none is in a folder rgb/ or flow/."""
+        wrong = (
+            (names in (["rgb"], ["flow"]) and self.modalities != 1, f"only {names[0]}/ has features",
+             'add the other stream, or say "modalities": 1 in dataset.json'),
+            (len(names) == 2 and self.modalities == 1, 'two streams of features for "modalities": 1',
+             "leave it out, or one stream"),
+            (len(names) > 2, "rgb/ and flow/ inside the folders of RGB and flow", "give one folder"),
+        )  # fmt: skip
+        for bad, what, todo in wrong:
+            if bad:
+                raise InputError(what, self.sources[0], todo)
 
     @property
     def notes(self) -> List[str]:
@@ -231,7 +231,7 @@ def feature_names(folder: Path) -> List[str]:
     """Names of the feature files in a folder of them, a file a video. InputError where it is none."""
     if not folder.is_dir():
         raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
-    names = sorted({name for files in list_files(folder) for name in files})
+    names = sorted({name for files in list_files(folder).values() for name in files})
     if not names:
         raise InputError("no feature files in this folder", folder, f"forms that are read: {' '.join(READERS)}")
     return names
