@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,23 @@ def run(root, exp_dir, *more, **how):
 
 def main_refuses(words, *says):
     return refused(outcome(main.main, words), *says)
+
+
+def before_step(patch, number, do):
+    """Call ``do(run)`` before the given step, counted over all runs of this process from now on."""
+    real, steps = main.Run.take_step, count(1)
+
+    def take_step(self, videos):
+        if next(steps) == number:
+            do(self)
+        real(self, videos)
+
+    patch.setattr(main.Run, "take_step", take_step)
+
+
+def signalled(number):
+    """For ``before_step``: a signal to this process, the first of those of its run."""
+    return lambda run: run.group.rank or os.kill(os.getpid(), number)
 
 
 def run_test(checkpoint, root, exp_dir, *more):

@@ -22,7 +22,7 @@ import main
 from tests import changes
 from tests.kills import BITS, all_whole, arguments, differences, left_by
 from tests.outcome import outcome, refused
-from tests.runs import same_files
+from tests.runs import before_step, same_files, signalled
 from utils import files
 
 ROOT = Path(main.__file__).parent
@@ -50,18 +50,6 @@ def goes_on_to_the_same_bits(root, place, calm, *more):
     assert not differences(left_by(place / "run"), calm)
 
 
-def before_step(monkeypatch, number, do):
-    """Call ``do`` before the given step of the runs that follow."""
-    real, steps = main.Run.take_step, itertools.count(1)
-
-    def take_step(self, videos):
-        if next(steps) == number:
-            do()
-        real(self, videos)
-
-    monkeypatch.setattr(main.Run, "take_step", take_step)
-
-
 def test_a_run_killed_at_many_moments_ends_with_the_bits_of_one_that_was_not():
     command = [sys.executable, str(ROOT / "tests" / "kills.py"), "--kills", "25", "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, env=ONE_CORE, timeout=280)
@@ -72,7 +60,7 @@ def test_a_run_killed_at_many_moments_ends_with_the_bits_of_one_that_was_not():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_saves_and_is_resumed(root, tmp_path, calm, monkeypatch, number):
-    before_step(monkeypatch, 5, lambda: os.kill(os.getpid(), number))
+    before_step(monkeypatch, 5, signalled(number))
     found, run = train(root, tmp_path), tmp_path / "run"
     assert found.status == 130 and "stopped in epoch 3; continue" in found.log and "--resume" in found.log
     assert files.load_checkpoint(run / "ckpt/last_state.pt")["step"] == 1
