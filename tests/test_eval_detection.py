@@ -118,10 +118,6 @@ def test_equal_tious_go_to_the_later_instance(second, ap):
     assert average_precision(truth, found, np.array([0.9, 0.8]), 1, [0.3]) == [[ap]]
 
 
-def test_what_rounding_emptied_cannot_be_found():
-    assert average_precision(one_video((3, 3)), one_video((3, 3)), np.ones(1), 1, [0.1]) == [[0.0]]
-
-
 def test_input_that_does_not_fit_is_refused():
     good, _, _ = drawn(0, 40, 0, 3, 3, 12)
     score = np.ones(40)

@@ -229,9 +229,3 @@ def test_the_signature_follows_the_files_and_reads_none_of_them(root, arrays, mo
     assert first != opened(root, feature_size=8).signature(["video_00", "video_01"])
     os.utime(root / FEATURES / "video_00.npy", ns=(1, 1))
     assert first != opened(root).signature(["video_00", "video_01"])
-
-
-def test_simulated_features_say_so(root):
-    assert opened(root).simulated is None
-    (root / FEATURES / "SIMULATED.txt").write_text("")
-    assert opened(root).simulated == root / FEATURES / "SIMULATED.txt"

@@ -82,16 +82,6 @@ def test_the_layout_is_that_of_a_real_dataset_and_says_that_it_is_simulated(demo
     assert load_json(demo / "Proposals_Demo_test.json")["version"] == "simulated"
 
 
-def test_proposals_lie_inside_their_video_and_a_third_are_duplicates(demo):
-    annotations, _ = read(demo)
-    proposals = proposals_of(demo)
-    assert list(proposals) == list(annotations.videos)
-    for duration_s, boxes in zip(annotations.duration_s, proposals.values()):
-        assert 80 <= len(boxes) <= 150
-        assert (boxes[:, 0] >= 0).all() and (boxes[:, 1] <= duration_s).all() and (boxes[:, 1] > boxes[:, 0]).all()
-        assert 0.25 < 1 - len(np.unique(boxes, axis=0)) / len(boxes) < 0.55
-
-
 def test_a_finished_demo_is_never_overwritten_and_a_failed_one_leaves_nothing(tmp_path, monkeypatch):
     make_demo(tmp_path / "Demo", videos=(1, 1), width=4)
     before = contents(tmp_path)
