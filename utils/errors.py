@@ -31,11 +31,10 @@ class InputError(Exception):
         self.what, self.where, self.todo = what, where, todo
 
 
-def raise_first(problems: Sequence[Optional[InputError]]) -> None:
-    """Raise the first of the problems that readers returned, if there is one; None is no problem."""
+def raise_first(problems: Sequence[InputError]) -> None:
+    """Raise the first of the problems that readers returned, if there is one."""
     for problem in problems:
-        if problem is not None:
-            raise problem
+        raise problem
 
 
 def os_error_line(error: OSError) -> str:

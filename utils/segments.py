@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Container, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
+import pandas as pd
 
 from utils.errors import InputError
 from utils.files import content_hash
@@ -58,10 +59,8 @@ class Segments:
 
     def last_ends(self) -> Dict[str, float]:
         """When the last segment of each video that has any ends, seconds."""
-        ends: Dict[str, float] = {}
-        for video, end_s in zip(self.video.tolist(), self.segment_s[:, 1].tolist()):
-            ends[self.videos[video]] = max(end_s, ends.get(self.videos[video], 0.0))
-        return ends
+        ends = pd.Series(self.segment_s[:, 1]).groupby(self.video).max()
+        return {self.videos[video]: end_s for video, end_s in ends.items()}
 
     def hash(self) -> str:
         """Hash of everything in it."""
@@ -140,20 +139,17 @@ def spelled(names: Iterable[str], known: Container[str], where: object = None) -
     return meant
 
 
-def check_units(segment_s: np.ndarray, length_s: np.ndarray, what: str, where: object = None) -> Optional[InputError]:
-    """The error for times that cannot be seconds as a whole, None where nothing or a few of them are strange.
+def check_units(segment_s: np.ndarray, length_s: np.ndarray, what: str, where: object = None) -> None:
+    """Raise InputError for times that cannot be seconds as a whole, not where nothing or a few of them are strange.
 
     segment_s: [N, 2]. length_s: [N], seconds of the video of each, NaN where unknown. what: "instances", "proposals" …
     """
     known = np.isfinite(length_s) & (length_s > 0)
     segment_s, length_s, number = segment_s[known], length_s[known], int(known.sum())
-    if not number:
-        return None
-    beyond = float((segment_s[:, 1] > 1.05 * length_s + 1).mean())
-    text = todo = None
+    beyond = float((segment_s[:, 1] > 1.05 * length_s + 1).mean()) if number else 0.0
     if beyond >= MOST:
-        text, todo = f"{100 * beyond:.0f} % of {number:,} {what} end after their video", "are these frames?"
-    elif number >= 5 and segment_s.max() <= 1 and np.median(length_s) >= 5:
+        text = f"{100 * beyond:.0f} % of {number:,} {what} end after their video"
+        raise InputError(text, where, "are these frames? times must be seconds")
+    if number >= 5 and segment_s.max() <= 1 and np.median(length_s) >= 5:
         text = f"all {number:,} {what} are in the first second of videos of {np.median(length_s):.0f} s"
-        todo = "are these fractions of the video?"
-    return InputError(text, where, f"{todo} times must be seconds") if text else None
+        raise InputError(text, where, "are these fractions of the video? times must be seconds")
