@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Container, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -44,8 +44,15 @@ class Segments:
 
     def of(self, video: str) -> Tuple[np.ndarray, np.ndarray, Optional[np.ndarray]]:
         """(segment_s [K, 2], label [K], score [K] or None) of one video."""
-        mine = self.video == self.videos.index(video) if video in self.videos else np.zeros(len(self.video), bool)
-        return self.segment_s[mine], self.label[mine], None if self.score is None else self.score[mine]
+        mine = self.take(self.video == (self.videos.index(video) if video in self.videos else -1))
+        return mine.segment_s, mine.label, mine.score
+
+    def take(self, rows: np.ndarray) -> Segments:
+        """Some of the segments: a mask, bool [N], or their numbers in the order wanted."""
+        score = None if self.score is None else self.score[rows]
+        return replace(
+            self, video=self.video[rows], segment_s=self.segment_s[rows], label=self.label[rows], score=score
+        )
 
     def keep(self, videos: Sequence[str]) -> Segments:
         """The segments of some of the videos, which come in the order given; unknown names are ignored."""
@@ -53,9 +60,8 @@ class Segments:
         videos = tuple(video for video in videos if video in old)
         new = np.full(len(self.videos), -1, dtype=np.int64)
         new[[old[video] for video in videos]] = np.arange(len(videos))
-        kept = new[self.video] >= 0
-        score = None if self.score is None else self.score[kept]
-        return Segments(self.classes, videos, new[self.video[kept]], self.segment_s[kept], self.label[kept], score)
+        kept = self.take(new[self.video] >= 0)
+        return replace(kept, videos=videos, video=new[kept.video])
 
     def last_ends(self) -> Dict[str, float]:
         """When the last segment of each video that has any ends, seconds."""

@@ -181,9 +181,7 @@ def _detections(args: Namespace) -> str:
     if segments is None or segments.score is None:
         raise InputError("not a file of detections", args.source, "convert detections --help says what is read")
     if args.min_score is not None:
-        kept = segments.score >= args.min_score
-        columns = {name: getattr(segments, name)[kept] for name in ("video", "segment_s", "label", "score")}
-        segments = replace(segments, **columns)
+        segments = segments.take(segments.score >= args.min_score)
     write_segments(segments, args.to, args.out, formats.How(args.fps, args.suffix))
     return f"{len(segments.video):,} detections in {len(segments.videos):,} videos"
 
