@@ -81,31 +81,32 @@ class Segments:
 
     @classmethod
     def from_json(
-        cls, document: object, classes: Sequence[str], where: object = "detections"
+        cls, document: object, classes: Optional[Sequence[str]], where: object = "detections"
     ) -> Tuple[Segments, Dict[str, int]]:
         """Detections of the given classes, and how many there are of each label that is none of them.
 
-        where: the file, for errors. Raises InputError naming file, video and index.
+        classes: None takes every label as one, in alphabetical order. where: the file, for errors. Raises InputError
+        naming file, video and index.
         """
         results = document.get("results") if isinstance(document, dict) else None
         if not isinstance(results, dict):
             raise InputError("no 'results' of videos", where, 'expected {"results": {VIDEO: [detections]}}')
-        index = {name: i for i, name in enumerate(classes)}
-        unknown: Counter = Counter()
-        rows = []
+        rows: List[Tuple] = []
+        labels: List[str] = []
         for i, (name, detections) in enumerate(results.items()):
             if not isinstance(detections, list):
                 raise InputError("not a list of detections", f"{where}, {name}", FORM)
             for k, entry in enumerate(detections):
                 if not _well_formed(entry):
                     raise InputError(f"malformed detection {ascii(entry)[:80]}", f"{where}, {name}, index {k}", FORM)
-                if entry["label"] in index:
-                    rows.append((i, *entry["segment"], index[entry["label"]], entry["score"]))
-                else:
-                    unknown[entry["label"]] += 1
-        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 5)
-        video, label = columns[:, 0].astype(np.int64), columns[:, 3].astype(np.int64)
-        return cls(tuple(classes), tuple(results), video, columns[:, 1:3], label, columns[:, 4]), dict(unknown)
+                rows.append((i, *entry["segment"], entry["score"]))
+                labels.append(entry["label"])
+        classes = sorted({*labels}) if classes is None else classes
+        label = pd.Index(classes, dtype=object).get_indexer(labels)  # -1: none of them
+        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 4)
+        video = columns[:, 0].astype(np.int64)
+        found = cls(tuple(classes), tuple(results), video, columns[:, 1:3], label.astype(np.int64), columns[:, 3])
+        return found.take(label >= 0), dict(Counter(name for name, c in zip(labels, label) if c < 0))
 
 
 def _well_formed(entry: dict) -> bool:
