@@ -174,8 +174,6 @@ class LACTrainer(Trainer):
     from its label alone. Every ``search_every`` iterations the sequence search labels all videos anew.
     """
 
-    network: LAC
-
     def __init__(
         self,
         load: Load,
@@ -189,12 +187,9 @@ class LACTrainer(Trainer):
     ):
         if not len(lengths) == len(points) == len(labels):
             raise ValueError(f"{len(lengths)} lengths and {len(points)} lists of points for {len(labels)} videos")
-        super().__init__(seed, device, settings.iterations)
+        super().__init__(LAC(width, labels.shape[1], None, settings.dropout, seed), settings, seed, device)
         self.load, self.labels, self.points, self.width = load, labels, points, width
-        self.lengths, self.settings = lengths, settings
         self.dense: Optional[List[np.ndarray]] = None  # bool [T, C] of each video, from the last search
-        self.network = LAC(width, labels.shape[1], None, settings.dropout, seed).to(self.device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def point_label(self, video: int, length: int) -> np.ndarray:
         """bool [T, C]: the points of a training video of ``length`` snippets."""

@@ -109,15 +109,15 @@ def not_finite(what: str, iteration: int) -> InputError:
 class Trainer:
     """Adam over a network whose losses depend on (seed, iteration) alone, so that a resumed run gives the same bits.
 
-    Subclasses give ``network``, ``optimizer`` and ``losses``. Iterations count from 1; ``iteration`` is the number of
-    those that are done.
+    Subclasses give ``losses``. settings: with iterations, lr, weight_decay. Iterations count from 1; ``iteration`` is
+    the number of those that are done.
     """
 
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    def __init__(self, seed: int, device: Union[str, torch.device], iterations: int):
-        self.seed, self.device, self.iterations, self.iteration = seed, torch.device(device), iterations, 0
+    def __init__(self, network: nn.Module, settings: Any, seed: int, device: Union[str, torch.device]):
+        self.seed, self.device, self.settings = seed, torch.device(device), settings
+        self.iterations, self.iteration = settings.iterations, 0
+        self.network = network.to(self.device)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def losses(self, iteration: int) -> Dict[str, Tensor]:
         """The terms of one iteration by name, scalars; "total" is the one to minimise."""

@@ -221,18 +221,6 @@ def test_score_losses_in_float32_are_as_exact_for_a_long_video():
         torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("length", range(1, 9))
-def test_short_videos_are_scored_and_proposed(length):
-    model = LAC(6, 4, seed=length)
-    features = np.random.default_rng(length).standard_normal((length, 6)).astype(np.float32)
-    fused, video_score = lac_scores(model, features)
-    assert np.isfinite(fused).all() and np.isfinite(video_score).all()
-    for classes in (None, [3, 1]):
-        found = lac_proposals(fused, video_score, classes)
-        assert len(found) and np.isfinite(found).all()
-        assert (found[:, 0] >= 0).all() and (found[:, 0] < found[:, 1]).all() and (found[:, 1] <= length).all()
-
-
 def test_proposals_are_centred_on_what_they_propose():
     fused = np.zeros((9, 2))
     fused[3:6, 0], fused[:, 1] = 0.9, 1 - fused[:, 0]
