@@ -14,10 +14,9 @@ from typing import Dict
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from utils.errors import InputError
-from utils.video.i3d import I3D, pad_same, same_padding
+from utils.video.i3d import I3D, same_padding
 from utils.video.weights import find_weights, load_i3d, rename
 
 CHANNELS = {"rgb": 3, "flow": 2}
@@ -183,19 +182,6 @@ def test_golden_bfloat16_is_near(numbers, files):
 def test_same_padding_is_tensorflows(kernel, stride, size, expected):
     assert same_padding(size, kernel, stride) == expected
     assert (size + sum(expected) - kernel) // stride + 1 == -(-size // stride)
-
-
-def test_padding_goes_to_its_own_axis():
-    x = torch.ones(1, 1, 4, 5, 6)
-    assert pad_same(x, (3, 2, 1), (2, 2, 2)).shape == (1, 1, 5, 6, 6)
-    padded = pad_same(x, (1, 1, 3), (1, 1, 2))
-    assert padded.shape == (1, 1, 4, 5, 7) and bool((padded[..., -1] == 0).all()) and bool((padded[..., 0] == 1).all())
-
-
-def test_a_pool_of_values_above_zero_needs_no_zeros():
-    x = torch.rand(1, 2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
-    zeros = F.max_pool3d(pad_same(x, (3, 3, 3), (1, 1, 1)), 3, 1)
-    assert torch.equal(zeros, F.max_pool3d(x, 3, 1, 1))
 
 
 def test_shapes_are_checked():
