@@ -43,12 +43,14 @@ def root(tmp_path_factory) -> Path:
     return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
 
 
-@pytest.fixture
-def hurried(monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def hurried():
     """Training in this process without pictures and fsync, which would take most of the time."""
     from tests.changes import hurry
 
-    hurry(monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import main
-from tests.changes import hurry
 from tests.runs import (
     arguments,
     before_step,
@@ -29,12 +28,7 @@ from tests.runs import (
 )
 from utils.errors import InputError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried():
-    with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 def test_seeds_end_with_mean_and_deviation(root, tmp_path, capsys):

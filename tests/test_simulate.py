@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import main
+from tests.outcome import outcome, refused
 from utils.datasets.annotations import read_annotations, write_annotations
 from utils.datasets.profile import PROFILES, load_profile, proposals_file
 from utils.datasets.simulate import CLASSES, make_demo, simulate
 from utils.datasets.world import generator, make_events, make_features, make_proposals, make_world
 from utils.errors import InputError
 from utils.files import load_array, load_json
+from utils.tools import convert
+from utils.tools import demo as demo_command
 
 VIDEOS = (24, 12)
 
@@ -179,3 +185,44 @@ def test_one_file_of_annotations_is_named_after_the_folder_and_takes_its_profile
     (tmp_path / "mine" / "dataset.json").write_text(json.dumps(stated))
     _, profile = simulate(source, tmp_path / "mine", width=2, proposals=5)
     assert profile.snippet_stride == 8 and proposals_file("mine", profile, "train").is_file()
+
+
+# ---- the command: python -m utils.tools.demo
+
+
+def test_the_command_makes_the_demo_and_says_that_it_is_simulated(tmp_path):
+    done = outcome(demo_command.main, ["--out", tmp_path / "Demo", "--width", 2])
+    assert done.status == 0 and "SIMULATED" in done.out, done.log
+    assert len(read_annotations(tmp_path / "Demo" / "Demo-Annotations")[0].videos) == 150
+    assert not refused(outcome(demo_command.main, ["--out", tmp_path / "Demo"]), "exists already").count("Traceback")
+
+
+@pytest.mark.parametrize("wrong", [("--width", "0"), ("--proposals", "5"), ("--seed", "-1")])
+def test_what_the_command_cannot_make_is_refused(tmp_path, wrong):
+    refused(outcome(demo_command.main, ["--out", tmp_path / "other", *wrong]), wrong[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_printed_command_trains(tmp_path, capsys):
+    make_demo(tmp_path / "made", videos=(24, 6), width=2)
+    path = tmp_path / "some.v1-2.json"
+    source = str(tmp_path / "made" / "Demo-Annotations")
+    convert.main(["annotations", source, "--to", "activitynet", "--out", str(path)])
+    path.write_text(path.read_text().replace("validation", "training").replace('"test"', '"validation"'))
+    how = ("--annotations", path, "--out", tmp_path / "my data" / "ActivityNet1.2", "--width", 4)
+    made = outcome(demo_command.main, [*how, "--proposals", 9])
+    assert made.status == 0, made.log
+    line = shlex.split(made.out.splitlines()[-1])
+    own = [f"--{name}={tmp_path / name}" for name in ("exp_dir", "cache_dir", "descriptors_root")]
+    assert line[:2] == ["python", "main.py"]
+    assert not main.main(line[2:] + own + ["--max_epoch", "1", "--device", "cpu"])
+    assert "SIMULATED" in capsys.readouterr().out
+
+
+def test_where_proposals_are_needed_first_it_says_which(tmp_path):
+    make_demo(tmp_path / "made", videos=(4, 3), width=2)
+    source = shutil.copytree(tmp_path / "made" / "Demo-Annotations", tmp_path / "Own-Annotations")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset.json").write_text("{}")
+    made = outcome(demo_command.main, ["--annotations", source, "--out", tmp_path / "out", "--width", 2])
+    assert made.status == 0 and "Proposals_Own_{train,test}.json in proposals4Own" in made.out, made.log

@@ -50,9 +50,7 @@ class Segments:
     def take(self, rows: np.ndarray) -> Segments:
         """Some of the segments: a mask, bool [N], or their numbers in the order wanted."""
         score = None if self.score is None else self.score[rows]
-        return replace(
-            self, video=self.video[rows], segment_s=self.segment_s[rows], label=self.label[rows], score=score
-        )
+        return Segments(self.classes, self.videos, self.video[rows], self.segment_s[rows], self.label[rows], score)
 
     def keep(self, videos: Sequence[str]) -> Segments:
         """The segments of some of the videos, which come in the order given; unknown names are ignored."""
