@@ -174,7 +174,7 @@ def _split(source: Source, split: str, args: Options) -> Split:
     rate, length_s = timing(source, split, videos, num_snippets, args.ignore_rate)
     duration_s = dict(zip(annotations.videos, annotations.duration_s.tolist()))
     mine = source.instances.keep(videos)
-    raise_first([check_units(mine.segment_s, length_s[mine.video], f"{split} instances", source.name)])
+    check_units(mine.segment_s, length_s[mine.video], f"{split} instances", source.name)
     path = proposals_file(source.name, profile, split, args.proposals_root)
     found = load_proposals(path, {**duration_s, **dict(zip(videos, length_s))}, args.fix_proposals)
     raise_first(found.problems)

@@ -42,7 +42,7 @@ def stats(name: str, root: Path, proposals_root: Optional[str], fix: bool = Fals
         if some:  # without durations, the last instance of a video stands for it
             length_s = np.repeat([ends.get(v, np.nan) for v in some], [len(found.segments_s[v]) for v in some])
             times_s = np.concatenate([found.segments_s[v] for v in some])
-            raise_first([check_units(times_s, length_s, "proposals", path)])
+            check_units(times_s, length_s, "proposals", path)
         rate = profile.snippets_per_second if profile.round_ground_truth else None
         columns[split] = dict(_column(found.segments_s, truth, rate, profile.tiou_thresholds))
         notes += [f"{split}: {path}", *(f"note: {note}" for note in found.notes)]

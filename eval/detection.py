@@ -188,7 +188,7 @@ def _check_units(
     if truth is not None:  # where a duration is unknown, the last instance stands for it
         length_s = length_s.fillna(truth.last_ends())
     length_s = length_s.reindex(list(segments.videos)).to_numpy()
-    raise_first([check_units(segments.segment_s, length_s[segments.video], what, where)])
+    check_units(segments.segment_s, length_s[segments.video], what, where)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

@@ -19,7 +19,6 @@ from generators.shared import (
     Load,
     Trainer,
     as_input,
-    check_training_data,
     classes_of,
     find_runs,
     mean_of_top,
@@ -195,8 +194,6 @@ class CO2NetTrainer(Trainer):
     width is 2D; names of the C classes are for messages. InputError for a class with fewer than two videos.
     """
 
-    network: CO2Net
-
     def __init__(
         self,
         load: Load,
@@ -207,16 +204,14 @@ class CO2NetTrainer(Trainer):
         settings: Settings = Settings(),
         names: Optional[Sequence[str]] = None,
     ):
-        check_training_data(labels, width, names)
         few = np.flatnonzero((labels > 0).sum(axis=0) < 2)
         if len(few):
             name = names[few[0]] if names is not None else f"number {few[0]}"
             todo = "CO2-Net compares pairs of them: add videos or leave the class out"
             raise InputError(f"class {name} has fewer than two training videos", None, todo)
-        super().__init__(seed, device, settings.iterations)
-        self.load, self.labels, self.settings, self.width = load, labels, settings, width
-        self.network = CO2Net(width // 2, labels.shape[1], settings.dropout, settings.pooling, seed).to(self.device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        network = CO2Net(width // 2, labels.shape[1], settings.dropout, settings.pooling, seed)
+        super().__init__(network, settings, seed, device)
+        self.load, self.labels, self.width = load, labels, width
 
     def batch(self, iteration: int) -> Tuple[Tensor, Tensor]:
         """The batch of an iteration: features [B, N, 2D] and labels [B, C], float32 on the device."""

@@ -28,7 +28,6 @@ from generators.shared import (
     Load,
     Trainer,
     as_input,
-    check_training_data,
     classes_of,
     find_runs,
     mean_of_top,
@@ -36,7 +35,6 @@ from generators.shared import (
     prefix_sums,
     proposals_of_class,
 )
-from utils.errors import InputError
 from utils.packed import expect
 from utils.seeds import stream, torch_stream
 
@@ -121,39 +119,14 @@ def point_snippets(time: np.ndarray, feature_fps: float, stride: float, fps: flo
 def point_labels(snippets: np.ndarray, classes: np.ndarray, length: int, num_class: int) -> np.ndarray:
     """bool [length, C]: which snippets carry a point of which class; several in one snippet are one.
 
-    snippets, classes int64 [n]. InputError for a point outside the video or a class outside 0..C-1.
+    snippets int64 [n], each in 0..length-1, and classes int64 [n], each in 0..C-1, as ``points`` gives them.
     """
-    outside = (snippets < 0) | (snippets >= length)
-    if outside.any():
-        what = f"a point in snippet {snippets[outside][0]} of a video of {length}"
-        raise InputError(what, None, "check its time and the frame rate of the video")
-    if len(classes) and not (0 <= classes.min() and classes.max() < num_class):
-        raise InputError(f"a point of a class outside 0 to {num_class - 1}", None, "use the classes of the dataset")
     labels = np.zeros((length, num_class), bool)
     labels[snippets, classes] = True
     return labels
 
 
 def lac_terms(
-    scores: Scores,
-    label: Tensor,
-    points: np.ndarray,
-    dense: Optional[np.ndarray],
-    draw: Draw,
-    faithful: bool = False,
-) -> Dict[str, Tensor]:
-    """The terms of one video by name without weights, and "total" with them (LAC, 2021, spec 2.5).
-
-    scores of its T snippets; label [C] 0/1 of the network's dtype; points bool [T, C]; dense bool [T, C], the labels of
-    the last search, None before the first; draw picks snippets for ``feature_loss``. The pseudo-background comes from
-    ``scores`` themselves.
-    """
-    expect(fused=(scores.fused, "T K"), points=(torch.from_numpy(points), "T C"), label=(label, "C"))
-    video_score = video_scores(scores.probability[:, :-1], label)
-    return lac_losses(video_score, scores.fused, scores.embedded, label, points, dense, draw, faithful)
-
-
-def lac_losses(
     video_score: Tensor,
     fused: Tensor,
     embedded: Tensor,
@@ -163,7 +136,15 @@ def lac_losses(
     draw: Draw,
     faithful: bool = False,
 ) -> Dict[str, Tensor]:
-    """``lac_terms`` from the video score [C], fused [T, C+1] and embedded [T, H] themselves."""
+    """The terms of one video by name without weights, and "total" with them (LAC, 2021, spec 2.5).
+
+    video_score [C] of ``video_scores``; fused [T, C+1], from which the pseudo-background comes, too; embedded [T, H];
+    label [C] 0/1 of the network's dtype; points bool [T, C]; dense bool [T, C], the labels of the last search, None
+    before the first; draw picks snippets for ``feature_loss``.
+    """
+    expect(
+        fused=(fused, "T K"), embedded=(embedded, "T H"), points=(torch.from_numpy(points), "T C"), label=(label, "C")
+    )
     labelled = points.any(axis=1)
     background = background_seeds(fused[:, -1].detach().cpu().numpy(), labelled)
     target = F.pad(torch.from_numpy(points).to(fused), (0, 1))
@@ -189,12 +170,9 @@ class LACTrainer(Trainer):
     """Trains a LAC: ``step()`` does one iteration and gives its losses by name; see ``shared.Trainer``.
 
     load: number of a training video -> float32 [T, 2D]; lengths [V]: their T; labels [V, C] 0/1; points: int64 [n, 2] =
-    snippet, class of each video; width is 2D; names of the C classes and of the V videos are for messages. InputError
-    for a point outside its video or of a class that the video does not have. A video without points learns from its
-    label alone. Every ``search_every`` iterations the sequence search labels all videos anew.
+    snippet, class of each video, of its own classes (``generators.points``); width is 2D. A video without points learns
+    from its label alone. Every ``search_every`` iterations the sequence search labels all videos anew.
     """
-
-    network: LAC
 
     def __init__(
         self,
@@ -206,30 +184,12 @@ class LACTrainer(Trainer):
         seed: int = 0,
         device: Union[str, torch.device] = "cpu",
         settings: Settings = Settings(),
-        names: Optional[Sequence[str]] = None,
-        videos: Optional[Sequence[str]] = None,
     ):
-        check_training_data(labels, width, names)
         if not len(lengths) == len(points) == len(labels):
             raise ValueError(f"{len(lengths)} lengths and {len(points)} lists of points for {len(labels)} videos")
-        super().__init__(seed, device, settings.iterations)
+        super().__init__(LAC(width, labels.shape[1], None, settings.dropout, seed), settings, seed, device)
         self.load, self.labels, self.points, self.width = load, labels, points, width
-        self.lengths, self.settings = lengths, settings
         self.dense: Optional[List[np.ndarray]] = None  # bool [T, C] of each video, from the last search
-        for v in range(len(labels)):
-            self._check_points(v, f"video {v if videos is None else videos[v]}", names)
-        self.network = LAC(width, labels.shape[1], None, settings.dropout, seed).to(self.device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-
-    def _check_points(self, v: int, where: str, names: Optional[Sequence[str]]) -> None:
-        try:
-            present = self.point_label(v, self.lengths[v]).any(axis=0)
-        except InputError as error:
-            raise InputError(error.what, where, error.todo) from None
-        foreign = np.flatnonzero(present & (self.labels[v] == 0))
-        if len(foreign):
-            name = foreign[0] if names is None else names[foreign[0]]
-            raise InputError(f"a point of class {name}, which the video does not have", where, "correct one of the two")
 
     def point_label(self, video: int, length: int) -> np.ndarray:
         """bool [T, C]: the points of a training video of ``length`` snippets."""
@@ -259,8 +219,9 @@ class LACTrainer(Trainer):
         terms = []
         for v, scores in zip(videos, map(Scores, *parts)):
             label = torch.from_numpy(self.labels[v]).to(scores.fused)
-            points = self.point_label(v, len(scores.fused))
-            terms.append(lac_terms(scores, label, points, self.dense and self.dense[v], draw))
+            video_score = video_scores(scores.probability[:, :-1], label)
+            points, dense = self.point_label(v, len(scores.fused)), self.dense and self.dense[v]
+            terms.append(lac_terms(video_score, scores.fused, scores.embedded, label, points, dense, draw))
         return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
 
     def step(self) -> Dict[str, float]:

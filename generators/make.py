@@ -126,10 +126,10 @@ class Training:
         def load(video: int) -> np.ndarray:
             return self.source.features.load(self.videos[video])
 
-        width, last = self.source.features.layout[0], (self.args.seed, device, self.settings, self.classes)
+        width, how = self.source.features.layout[0], (self.args.seed, device, self.settings)
         if self.args.method == "co2net":
-            return co2net.CO2NetTrainer(load, self.labels, width, *last)
-        return lac.LACTrainer(load, self.lengths, self.labels, self.points, width, *last, self.videos)
+            return co2net.CO2NetTrainer(load, self.labels, width, *how, self.classes)
+        return lac.LACTrainer(load, self.lengths, self.labels, self.points, width, *how)
 
     def info(self) -> Dict[str, Any]:
         """What a checkpoint and a proposals file say of the maker."""

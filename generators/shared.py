@@ -8,7 +8,7 @@ video at a time; only ``Trainer`` and ``mean_of_top`` know torch. Nothing here r
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, NamedTuple, Tuple, Union
 
 import numpy as np
 import torch
@@ -109,15 +109,15 @@ def not_finite(what: str, iteration: int) -> InputError:
 class Trainer:
     """Adam over a network whose losses depend on (seed, iteration) alone, so that a resumed run gives the same bits.
 
-    Subclasses give ``network``, ``optimizer`` and ``losses``. Iterations count from 1; ``iteration`` is the number of
-    those that are done.
+    Subclasses give ``losses``. settings: with iterations, lr, weight_decay. Iterations count from 1; ``iteration`` is
+    the number of those that are done.
     """
 
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    def __init__(self, seed: int, device: Union[str, torch.device], iterations: int):
-        self.seed, self.device, self.iterations, self.iteration = seed, torch.device(device), iterations, 0
+    def __init__(self, network: nn.Module, settings: Any, seed: int, device: Union[str, torch.device]):
+        self.seed, self.device, self.settings = seed, torch.device(device), settings
+        self.iterations, self.iteration = settings.iterations, 0
+        self.network = network.to(self.device)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def losses(self, iteration: int) -> Dict[str, Tensor]:
         """The terms of one iteration by name, scalars; "total" is the one to minimise."""
@@ -153,13 +153,3 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
-
-
-def check_training_data(labels: np.ndarray, width: int, names: Optional[Sequence[str]] = None) -> None:
-    """InputError unless there are videos and classes and the feature width 2D is even; labels [V, C] multi-hot."""
-    if labels.ndim != 2 or not labels.size:
-        raise InputError(f"labels of {list(labels.shape)} name no video or no class", None, "check the annotations")
-    if names is not None and len(names) != labels.shape[1]:
-        raise ValueError(f"{len(names)} names for {labels.shape[1]} classes")
-    if width < 2 or width % 2:
-        raise InputError(f"features of width {width} are not RGB and flow", None, "give both modalities side by side")

@@ -35,12 +35,22 @@ def golden_thumos(golden: Path, shared: Path) -> Path:
     return golden if (golden / "detection_map.json").is_file() else shared / "golden"
 
 
-@pytest.fixture
-def hurried(monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A tiny dataset of eight videos to train on and four to test on, shared by the tests of a file."""
+    from tests import tiny
+
+    return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
+
+
+@pytest.fixture(scope="module")
+def hurried():
     """Training in this process without pictures and fsync, which would take most of the time."""
     from tests.changes import hurry
 
-    hurry(monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

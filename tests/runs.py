@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import main
-from tests.changes import hurry
+from tests import changes
 from tests.outcome import Outcome, outcome, refused
 from utils.errors import run_command
 from utils.files import load_checkpoint
@@ -23,12 +24,8 @@ from utils.run import report
 
 
 def arguments(root, exp_dir, *more, epochs=4, run_type="train"):
-    base = {
-        "run_type": run_type, "dataset_name": "Tiny", "dataset_root": root, "exp_dir": exp_dir, "device": "cpu",
-        "descriptors_root": exp_dir.parent / "descriptors", "cache_dir": exp_dir.parent / "cache", "batch_size": 3,
-        "max_epoch": epochs, "interval": 2, "lr": 1e-3, "recipe": "paper", "protocol": "wtal",
-    }  # fmt: skip
-    return [x for k, v in base.items() for x in (f"--{k}", str(v))] + [str(m) for m in more]
+    options = {"run_type": run_type, "exp_dir": exp_dir, "max_epoch": epochs, "interval": 2}
+    return changes.arguments(root, exp_dir.parent, *more, **options, recipe="paper", protocol="wtal")
 
 
 def run(root, exp_dir, *more, **how):
@@ -38,6 +35,23 @@ def run(root, exp_dir, *more, **how):
 
 def main_refuses(words, *says):
     return refused(outcome(main.main, words), *says)
+
+
+def before_step(patch, number, do):
+    """Call ``do(run)`` before the given step, counted over all runs of this process from now on."""
+    real, steps = main.Run.take_step, count(1)
+
+    def take_step(self, videos):
+        if next(steps) == number:
+            do(self)
+        real(self, videos)
+
+    patch.setattr(main.Run, "take_step", take_step)
+
+
+def signalled(number):
+    """For ``before_step``: a signal to this process, the first of those of its run."""
+    return lambda run: run.group.rank or os.kill(os.getpid(), number)
 
 
 def run_test(checkpoint, root, exp_dir, *more):
@@ -82,7 +96,7 @@ def _process(rank: int, size: int, port: int, place: Path, argv, change) -> None
         pytest.MonkeyPatch.context() as patch,
     ):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(log):
-            hurry(patch)
+            changes.hurry(patch)
             if change:
                 change(patch)
             run_command(lambda: main.main(argv))

@@ -11,8 +11,8 @@ import torch
 import dataset
 from dataset import epoch_order, packed_batch
 from tests import tiny
-from tests.changes import array, data_of, document, remove, setting, split_of
-from tests.tiny import ANNOTATIONS, DURATION, FEATURES, TEST, TRAIN
+from tests.changes import data_of, document, remove, setting, split_of
+from tests.tiny import DURATION, FEATURES, TEST, TRAIN
 from utils.datasets.simulate import make_demo
 from utils.errors import InputError
 
@@ -33,15 +33,6 @@ def test_a_dataset_is_what_its_files_say(root):
     first = json.loads((root / TRAIN).read_text())["results"]["video_00"][0]["segment"]
     assert data.train.proposals[0][0].tolist() == [round(x * 25 / 16, 2) for x in first]
     assert data.truth.videos == data.test.videos and len(data.truth.video) == 6
-
-
-def test_training_cannot_reach_times(root):
-    before = data_of(root).train
-    for name in ("segments", "labels"):
-        array(f"{ANNOTATIONS}/{name}.npy", lambda a: tiny.objects([[] for _ in a]))(root)
-    data = data_of(root, splits=["train"])
-    assert data.test is None and not data.truth.videos and data.train.hashes == before.hashes
-    assert torch.equal(packed_batch(data.train, [1], CPU)[0].rows, packed_batch(before, [1], CPU)[0].rows)
 
 
 def test_excluded_and_featureless_videos_are_no_truth_and_what_is_missing_is_counted(root, capsys):

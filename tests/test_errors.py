@@ -11,7 +11,6 @@ from tests.outcome import outcome, refused
 from utils.errors import InputError, raise_first
 
 MEMORY = [MemoryError("Unable to allocate 7 GiB"), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")]
-MEMORY += [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12")]
 
 
 def raising(error):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -87,14 +88,8 @@ def some_segments(rng, number, length, grid=0.25):
     return np.stack([start, start + np.round(rng.uniform(0, 8, number) / grid) * grid], axis=1)
 
 
-@pytest.fixture(params=["table", "row by row"])
-def way(request, monkeypatch):
-    """Both ways to the same numbers."""
-    monkeypatch.setattr(module, "TABLE_UP_TO", 1000 if request.param == "table" else 0)
-
-
 @pytest.mark.parametrize("name", METHODS)
-def test_golden_soft_nms_rows_and_their_order(golden, way, name):
+def test_golden_soft_nms_rows_and_their_order(golden, name):
     file = np.load(golden / "soft_nms.npz")
     rows, kept = file["dets"], file[name]
     scores = soft_nms(rows[:, :2], rows[:, 3:], **METHODS[name])[:, 0]
@@ -105,40 +100,23 @@ def test_golden_soft_nms_rows_and_their_order(golden, way, name):
     assert (ours[~alive, 3] == 0).all()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     number=st.sampled_from([1, 2, 17, 60, 120]),
     classes=st.integers(1, 3),
     length=st.sampled_from([5.0, 100.0, 2000.0]),
     name=st.sampled_from(sorted(METHODS)),
-    values=st.sampled_from([3, 10**9]),
+    values=st.sampled_from([3, 10**9]),  # few: equal scores, of which the earlier row comes first
+    table=st.booleans(),
 )
-def test_soft_nms_agrees_with_choosing_one_by_one(seed, number, classes, length, name, values):
+def test_soft_nms_agrees_with_choosing_one_by_one(seed, number, classes, length, name, values, table):
     rng = np.random.default_rng(seed)
     segments, scores = some_segments(rng, number, length), rng.integers(0, values, (number, classes)) / values
     scores[rng.random(scores.shape) < 0.1] = 0
     expected = by_class(segments, scores, **METHODS[name])
-    np.testing.assert_allclose(soft_nms(segments, scores, **METHODS[name]), expected, rtol=1e-12, atol=0)
-
-
-def test_soft_nms_gives_equal_scores_to_the_earlier_row(way):
-    rng = np.random.default_rng(3)
-    segments = some_segments(rng, 40, 10.0)
-    for scores in (rng.choice([0.25, 0.5, 1.0], (40, 2)), np.full((40, 2), 0.5)):
-        expected = by_class(segments, scores, method="hard", threshold=0.3)
-        np.testing.assert_array_equal(soft_nms(segments, scores, "hard", threshold=0.3), expected)
-
-
-def test_soft_nms_lowers_a_repeated_segment_by_a_factor_each_time(way):
-    scores = soft_nms(np.tile([[3.0, 9.5]], (5, 1)), np.full((5, 1), 0.8))[:, 0]
-    np.testing.assert_allclose(scores, 0.8 * np.exp(-10.0 * np.arange(5)), rtol=1e-12)
-
-
-def test_soft_nms_leaves_what_overlaps_nothing_exactly_as_it_was():
-    start = np.arange(0, 600, 3.0)
-    scores = np.random.default_rng(0).random((200, 2))
-    np.testing.assert_array_equal(soft_nms(np.stack([start, start + 1.9], axis=1), scores), scores)
+    with patch.object(module, "TABLE_UP_TO", 1000 if table else 0):  # both ways to the same numbers
+        np.testing.assert_allclose(soft_nms(segments, scores, **METHODS[name]), expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (4, 0)])

@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +19,10 @@ import pytest
 from tensorboard.summary.writer import event_file_writer
 
 import main
-from tests import changes, tiny
-from tests.changes import array, document
+from tests import changes
 from tests.kills import BITS, all_whole, arguments, differences, left_by
 from tests.outcome import outcome, refused
-from tests.tiny import FEATURE, TRAIN
+from tests.runs import before_step, same_files, signalled
 from utils import files
 
 ROOT = Path(main.__file__).parent
@@ -33,11 +31,6 @@ ONE_CORE = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 def train(root, place, *more):
     return outcome(main.main, arguments(root, place, *more))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,18 +50,6 @@ def goes_on_to_the_same_bits(root, place, calm, *more):
     assert not differences(left_by(place / "run"), calm)
 
 
-def before_step(monkeypatch, number, do):
-    """Call ``do`` before the given step of the runs that follow."""
-    real, steps = main.Run.take_step, itertools.count(1)
-
-    def take_step(self, videos):
-        if next(steps) == number:
-            do()
-        real(self, videos)
-
-    monkeypatch.setattr(main.Run, "take_step", take_step)
-
-
 def test_a_run_killed_at_many_moments_ends_with_the_bits_of_one_that_was_not():
     command = [sys.executable, str(ROOT / "tests" / "kills.py"), "--kills", "25", "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, env=ONE_CORE, timeout=280)
@@ -79,9 +60,13 @@ def test_a_run_killed_at_many_moments_ends_with_the_bits_of_one_that_was_not():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_saves_and_is_resumed(root, tmp_path, calm, monkeypatch, number):
-    before_step(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
-    found = train(root, tmp_path)
-    assert found.status == 130 and "stopped in epoch 2; continue" in found.log and "--resume" in found.log
+    before_step(monkeypatch, 5, signalled(number))
+    found, run = train(root, tmp_path), tmp_path / "run"
+    assert found.status == 130 and "stopped in epoch 3; continue" in found.log and "--resume" in found.log
+    assert files.load_checkpoint(run / "ckpt/last_state.pt")["step"] == 1
+    test = ["--run_type", "test", "--pretrained_ckpt", run / "ckpt/last_model.pkl", "--exp_dir", tmp_path / "test"]
+    assert train(root, tmp_path, *test).status == 0  # the model of the last evaluation, not of the stop
+    assert same_files(tmp_path / "test", run, ["detections.json"])
     goes_on_to_the_same_bits(root, tmp_path, calm)
 
 
@@ -124,17 +109,6 @@ def test_a_place_that_cannot_be_written_is_one_line(root, tmp_path, option, plac
 
 
 # ---- other data, other runs, pipes
-
-
-def test_a_run_is_not_resumed_on_other_features_or_proposals(root, tmp_path):
-    data = Path(shutil.copytree(root, tmp_path / "tiny"))
-    assert train(data, tmp_path).status == 0
-    before = left_by(tmp_path / "run")
-    document(TRAIN, lambda d: d["results"].pop("video_00") and None)(data)
-    refused(train(data, tmp_path, "--resume"), "inputs differ", "train_proposals", "last_state.pt")
-    array(FEATURE, lambda a: a + 1)(data)
-    refused(train(data, tmp_path, "--resume"), "inputs differ", "train_features", "last_state.pt")
-    assert left_by(tmp_path / "run") == before
 
 
 def test_a_folder_in_use_by_another_run_is_refused_and_left_alone(root, tmp_path):

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests import tiny
+from tests import changes, tiny
+from tests.tiny import FEATURES
 from utils.datasets.annotations import read_annotations
 from utils.datasets.features import Features, open_features
 from utils.datasets.profile import load_profile
 from utils.errors import InputError
-
-FOLDER = "Tiny-I3D-JOINTFeatures"
 
 
 def opened(root: Path, feature_size=None, **profile) -> Features:
@@ -36,12 +35,12 @@ def root(tmp_path):
 
 @pytest.fixture
 def arrays(root):
-    return {path.stem: np.load(path) for path in sorted((root / FOLDER).iterdir())}
+    return {path.stem: np.load(path) for path in sorted((root / FEATURES).iterdir())}
 
 
-def rewrite(root, arrays, save, folder=FOLDER):
+def rewrite(root, arrays, save, folder=FEATURES):
     """Every file of a folder, written in another way: save(folder, video, array)."""
-    for path in (root / FOLDER).iterdir():
+    for path in (root / FEATURES).iterdir():
         path.unlink()
     (root / folder).mkdir(parents=True, exist_ok=True)
     for video, array in arrays.items():
@@ -139,17 +138,14 @@ def test_one_modality_may_be_of_odd_width(root, arrays):
 
 
 def test_a_joint_array(root, arrays):
-    for path in (root / FOLDER).iterdir():
-        path.unlink()
-    (root / FOLDER).rmdir()
-    np.save(root / f"{FOLDER}.npy", tiny.objects(list(arrays.values())), allow_pickle=True)
+    changes.joint(root)
     features = opened(root, feature_size=8)
     assert_same(features, arrays)
     features.release()
     assert_same(features, arrays)
     with pytest.raises(InputError, match="leave out --feature_size"):
         opened(root, feature_size=6).load("video_00")
-    np.save(root / f"{FOLDER}.npy", tiny.objects(list(arrays.values())[:-1]), allow_pickle=True)
+    np.save(root / f"{FEATURES}.npy", tiny.objects(list(arrays.values())[:-1]), allow_pickle=True)
     with pytest.raises(InputError, match="features of 7 videos, annotations of 8"):
         opened(root).load("video_00")
 
@@ -158,7 +154,7 @@ def test_files_of_no_video_are_named_with_the_forms_that_are_read(root, arrays):
     rewrite(root, arrays, lambda folder, video, a: (folder / f"{video[-1]}xyz.mat").write_text(""))
     with pytest.raises(InputError, match=r"found 0xyz.mat, 1xyz.mat.*\.npy \.npz \.pkl.*\.h5"):
         opened(root)
-    for path in (root / FOLDER).iterdir():
+    for path in (root / FEATURES).iterdir():
         path.unlink()
     with pytest.raises(InputError, match="found nothing"):
         opened(root)
@@ -174,7 +170,7 @@ def test_hdf5_where_its_package_is_installed(root, arrays, monkeypatch):
         def visititems(self, visit):
             visit("feature", self["feature"])
 
-    for path in (root / FOLDER).iterdir():
+    for path in (root / FEATURES).iterdir():
         path.rename(path.with_suffix(".h5"))
     monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=File))
     assert_same(opened(root), arrays)
@@ -183,56 +179,45 @@ def test_hdf5_where_its_package_is_installed(root, arrays, monkeypatch):
         opened(root).load("video_00")
 
 
-def spoiled(change):
-    return lambda path: np.save(path, change(np.load(path)), allow_pickle=True)
-
-
 NO_ARRAY = r"not a \[T, 2D\] array of numbers"
 SPOILED = [
-    (spoiled(lambda a: np.where(np.arange(8) == 3, np.nan, a)), "NaN or Inf"),
-    (spoiled(lambda a: a.astype(float) * 1e300), "NaN or Inf"),
-    (spoiled(lambda a: a[:0]), "T = 0"),
-    *(
-        (spoiled(how), NO_ARRAY)
-        for how in (lambda a: a[0], lambda a: a + 1j, lambda a: a > 1, lambda a: a.astype("U4"))
-    ),
-    (spoiled(lambda a: a.astype(object)), NO_ARRAY),
-    (spoiled(lambda a: a[:, :6]), "width 6, not 8"),
-    (spoiled(lambda a: {"a": np.ones((3, 8)), "b": np.ones(1)}), "2 arrays in one file: a, b"),
-    (spoiled(lambda a: {"fps": 25}), "0 arrays in one file"),
-    (lambda path: path.write_bytes(b"\x93NUMPY"), "cannot|can be read"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-5]), "cut short"),
+    (lambda a: np.where(np.arange(8) == 3, np.nan, a), "NaN or Inf"),
+    (lambda a: a.astype(float) * 1e300, "NaN or Inf"),
+    (lambda a: a[:0], "T = 0"),
+    *((how, NO_ARRAY) for how in (lambda a: a[0], lambda a: a + 1j, lambda a: a > 1, lambda a: a.astype(object))),
+    (lambda a: a[:, :6], "width 6, not 8"),
+    (lambda a: {"a": np.ones((3, 8)), "b": np.ones(1)}, "2 arrays in one file: a, b"),
+    (lambda a: {"fps": 25}, "0 arrays in one file"),
 ]
 
 
 @pytest.mark.parametrize("change, words", SPOILED)
 def test_bad_features_are_named_by_video(root, change, words):
-    change(root / FOLDER / "video_00.npy")
-    with pytest.raises(InputError, match=words) as error:
+    changes.array(f"{FEATURES}/video_00.npy", change)(root)
+    with pytest.raises(InputError, match=f"{words}.*video_00"):
         opened(root).load("video_00")
-    assert "video_00" in str(error.value)
     assert len(opened(root).load("video_01"))
 
 
 def test_what_cannot_be_told_apart_is_refused(root):
-    for path in (root / FOLDER).iterdir():
+    for path in (root / FEATURES).iterdir():
         np.save(path, np.zeros((8, 8), dtype=np.float32))
     for size in (None, 8):
         with pytest.raises(InputError, match="cannot be told apart"):
             opened(root, feature_size=size).load("video_00")
-    for i, path in enumerate((root / FOLDER).iterdir()):
+    for i, path in enumerate((root / FEATURES).iterdir()):
         np.save(path, np.zeros((4 + i, 8 + i), dtype=np.float32))
     with pytest.raises(InputError, match="--feature_size"):
         opened(root).load("video_00")
 
 
 def test_missing_and_needless_files_are_known(root, arrays):
-    (root / FOLDER / "video_02.npy").unlink()
-    (root / FOLDER / "._video_02.npy").write_bytes(b"")
-    (root / FOLDER / "other.npy").write_bytes(b"")
+    (root / FEATURES / "video_02.npy").unlink()
+    (root / FEATURES / "._video_02.npy").write_bytes(b"")
+    (root / FEATURES / "other.npy").write_bytes(b"")
     features = opened(root)
     assert "video_02" not in features.videos and features.unused() == ("other.npy",)
-    (root / FOLDER / "video_01.npz").write_bytes(b"")
+    (root / FEATURES / "video_01.npz").write_bytes(b"")
     with pytest.raises(InputError, match="two files of one video"):
         opened(root)
 
@@ -242,11 +227,5 @@ def test_the_signature_follows_the_files_and_reads_none_of_them(root, arrays, mo
     first = opened(root).signature(["video_00", "video_01"])
     assert first == opened(root).signature(["video_00", "video_01"]) != opened(root).signature(["video_00"])
     assert first != opened(root, feature_size=8).signature(["video_00", "video_01"])
-    os.utime(root / FOLDER / "video_00.npy", ns=(1, 1))
+    os.utime(root / FEATURES / "video_00.npy", ns=(1, 1))
     assert first != opened(root).signature(["video_00", "video_01"])
-
-
-def test_simulated_features_say_so(root):
-    assert opened(root).simulated is None
-    (root / FOLDER / "SIMULATED.txt").write_text("")
-    assert opened(root).simulated == root / FOLDER / "SIMULATED.txt"

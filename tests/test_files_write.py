@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import signal
@@ -16,7 +15,6 @@ import torch
 
 from tests.make_files import same
 from utils import files
-from utils.errors import os_error_line
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITERS = {
@@ -74,18 +72,6 @@ def test_a_killed_writer_leaves_the_old_file_and_sweep_removes_the_rest(tmp_path
     assert files.sweep(tmp_path) == 1 and sorted(os.listdir(tmp_path)) == [".keep.tmp", "results.json"]
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_disk_that_fills_while_it_writes_leaves_the_old_file(old, writer, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError) as caught:
-        WRITERS[writer](old)
-    line = os_error_line(caught.value)
-    assert str(old) in line and "disk space" in line and "\n" not in line
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the limits of POSIX")
 def test_every_writer_meets_a_limit_of_the_system_with_oserror(old):
     code = (
@@ -100,13 +86,6 @@ def test_every_writer_meets_a_limit_of_the_system_with_oserror(old):
     )
     done = python(code, old)
     assert done.stdout.splitlines() == [f"{name} True" for name in WRITERS], done.stderr
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_place_that_cannot_be_written_is_an_oserror(old, writer):
-    for path in (old / "below a file", old.parent):
-        with pytest.raises(OSError):
-            WRITERS[writer](path)
 
 
 def test_what_has_no_form_leaves_the_old_file(old):

@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from generators import co2net
-from generators.co2net import CO2Net, CO2NetTrainer, Scores, Settings, co2net_proposals, co2net_terms, sample_rows
+from generators.co2net import CO2Net, Scores, Settings, co2net_proposals, co2net_terms, sample_rows
 from generators.co2net_losses import guide_loss, mil_loss, similarity_loss, suppress
-from utils.errors import InputError
+from tests.golden_makers import EXACT, SINGLE, compare, part, read, state
 
-GOLDEN = Path(os.environ.get("SEAL_GOLDEN", Path(__file__).parent / "golden")) / "proposals"
-EXACT = {"rtol": 1e-9, "atol": 1e-11}
-SINGLE = {"rtol": 1e-4, "atol": 1e-5}
 NAMES = {"feat": "feat", "cas": "cas", "attn": "attention", "v_atn": "v_attention", "f_atn": "f_attention"}
 
 
-def read(name):
-    with np.load(GOLDEN / f"co2net_{name}.npz") as file:
-        return {key: file[key] for key in file.files}
-
-
-def part(data, prefix):
-    return {key[len(prefix) :]: value for key, value in data.items() if key.startswith(prefix)}
-
-
 def network(data, dtype=torch.float64, **how):
-    state = {key: torch.from_numpy(value) for key, value in part(data, "state/").items()}
-    width, num_class = len(state["vAttn.channel_conv.0.bias"]), len(state["classifier.4.bias"]) - 1
+    weights = state(data)
+    width, num_class = len(weights["vAttn.channel_conv.0.bias"]), len(weights["classifier.4.bias"]) - 1
     model = CO2Net(width, num_class, **how).to(dtype)
-    model.load_state_dict(state)
+    model.load_state_dict(weights)
     return model.eval()
-
-
-def compare(found, expected, **tolerance):
-    np.testing.assert_allclose(found.detach().numpy(), expected.reshape(found.shape), **tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("pooling", [0, 13])
 def test_golden_forward(dtype, pooling):
-    data = read("forward")
+    data = read("co2net_forward")
     model = network(data, dtype, pooling=pooling)
     for video in sorted({key.split("/")[0] for key in data} - {"state"}):
-        expected = part(data, f"{video}/")
+        expected = part(data, video)
         scores = model(torch.from_numpy(expected["features"]).to(dtype)[None])
         for theirs, ours in NAMES.items():
             if not pooling or theirs != "feat":
@@ -64,7 +45,7 @@ def leaves(data, dtype=torch.float64):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", "abc")
 def test_golden_losses_and_gradients(case, dtype):
-    data = part(read("losses"), f"{case}/")
+    data = part(read("co2net_losses"), case)
     tolerance = EXACT if dtype == torch.float64 else SINGLE
     labels = torch.from_numpy(data["labels"]).to(dtype)
     inputs = leaves(data, dtype)
@@ -86,7 +67,7 @@ def test_golden_losses_and_gradients(case, dtype):
 
 
 def test_golden_three_adam_steps():
-    data = read("step")
+    data = read("co2net_step")
     model, settings = network(data), Settings()
     features, labels = torch.from_numpy(data["features"]), torch.from_numpy(data["labels"]).double()
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
@@ -105,7 +86,7 @@ def test_golden_three_adam_steps():
 
 
 def test_golden_sampling_ranges():
-    data = read("sampling")
+    data = read("co2net_sampling")
     rows = int(data["num_segments"])
     for key in sorted(key for key in data if key.startswith("random/")):
         length = int(key.split("/")[1])
@@ -121,9 +102,9 @@ def test_golden_sampling_ranges():
 
 
 def test_golden_proposals():
-    data = read("proposals")
+    data = read("co2net_proposals")
     for video in sorted({key.split("/")[0] for key in data} - {"ambiguous"}):
-        expected = part(data, f"{video}/")
+        expected = part(data, video)
         cas, attention = expected["cas"], expected["attn"][:, 0]
         np.testing.assert_allclose(co2net.co2net_video_score(cas, attention), expected["video_score"], **EXACT)
         found = co2net_proposals(cas, attention, faithful=True)
@@ -232,19 +213,6 @@ def test_batches_hold_pairs_of_different_videos_of_a_class():
         assert len(videos) == 10
         for a, b in zip(videos[0:6:2], videos[1:6:2]):
             assert a != b and (labels[a] == labels[b]).all()
-
-
-@pytest.mark.parametrize(
-    ("labels", "width", "line"),
-    [
-        (np.eye(3)[[0, 0, 1, 1, 2]], 6, "class climb has fewer than two training videos - CO2-Net compares pairs"),
-        (np.eye(3)[[0, 0, 1, 1, 2, 2]], 7, "features of width 7 are not RGB and flow"),
-        (np.zeros((0, 3)), 6, "name no video or no class"),
-    ],
-)
-def test_data_that_cannot_train_are_refused_in_one_line(labels, width, line):
-    with pytest.raises(InputError, match=line):
-        CO2NetTrainer(lambda v: None, labels, width, names=["jump", "run", "climb"])
 
 
 def test_dropout_halves_the_attention_logits_in_training():

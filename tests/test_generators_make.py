@@ -14,6 +14,8 @@ import proposals
 from dataset import open_source
 from generators import co2net, lac, make
 from tests import tiny
+from tests.changes import array, write
+from tests.tiny import ANNOTATIONS, FEATURE, FEATURES, SEGMENTS, WEAK
 from utils.datasets.proposals import load_proposals
 from utils.errors import InputError
 from utils.files import load_checkpoint
@@ -93,12 +95,11 @@ def test_a_stopped_run_resumes_to_the_same_bits(root, tmp_path, method, monkeypa
         run(root, tmp_path / "parts", method, "--resume", "--seed", 1, iterations=6)
     with pytest.raises(InputError, match="iterations was 6 and is 7"):
         run(root, tmp_path / "parts", method, "--resume", iterations=7)
-    path = root / "Tiny-I3D-JOINTFeatures" / "video_00.npy"
-    features = np.load(path)
-    np.save(path, features + 1)
+    features = (root / FEATURE).read_bytes()
+    array(FEATURE, lambda a: a + 1)(root)
     with pytest.raises(InputError, match="inputs differ: features was"):
         run(root, tmp_path / "parts", method, "--resume", iterations=6)
-    np.save(path, features)
+    write(FEATURE, features)(root)
     assert run(root, tmp_path / "parts", method, "--resume", iterations=6)[0] == whole
     models = [(tmp_path / part / "run" / "ckpt" / "last_model.pkl").read_bytes() for part in ("whole", "parts")]
     assert models[0] == models[1]
@@ -107,11 +108,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(root, tmp_path, method, monkeypa
 @METHODS
 def test_neither_times_nor_test_labels_change_anything(root, tmp_path, method):
     first, _ = run(root, tmp_path / "a", method)
-    folder = root / "Tiny-Annotations"
-    labels = np.load(folder / "labels_all.npy", allow_pickle=True)
-    np.save(folder / "labels_all.npy", tiny.objects([*labels[:5], *([["jump", "throw"]] * 3)]))
-    np.save(folder / "segments.npy", tiny.objects([[[0.1, 0.2], [0.2, 0.3]]] * 8))
-    (folder / "Ambiguous_test.txt").write_text("video_06 0 9\n")
+    array(WEAK, lambda a: tiny.objects([*a[:5], *([["jump", "throw"]] * 3)]))(root)
+    array(SEGMENTS, lambda a: tiny.objects([[[0.1, 0.2], [0.2, 0.3]]] * 8))(root)
+    write(f"{ANNOTATIONS}/Ambiguous_test.txt", "video_06 0 9\n")(root)
     assert run(root, tmp_path / "b", method)[0] == first
 
 
@@ -197,17 +196,14 @@ def test_generate_gives_the_test_split_and_predict_takes_the_checkpoint(root, tm
 def test_videos_of_one_to_eight_snippets_work(tmp_path, method):
     root = tiny.write(tmp_path / "data", videos=14, snippets=16)
     for i, length in enumerate((1, 2, 3, 1, 7, 8, 5, 4, 6, 2, 1, 3, 2, 4)):
-        path = root / "Tiny-I3D-JOINTFeatures" / f"video_{i:02d}.npy"
-        np.save(path, np.resize(np.load(path), (length, 8)))
+        array(f"{FEATURES}/video_{i:02d}.npy", lambda a, t=length: np.resize(a, (t, 8)))(root)
     (root / "points.csv").write_text("video,label,time\n" + "".join(f"video_{i:02d},jump,0.2\n" for i in range(6)))
     _, both = run(root, tmp_path, method, "--ignore_rate")
     assert sum(len(ps) for found in both for ps in found["results"].values()) > 5
 
 
 def test_a_class_with_one_training_video_is_named(root, tmp_path):
-    labels = np.load(root / "Tiny-Annotations" / "labels_all.npy", allow_pickle=True)
-    labels[1] = ["jump"]
-    np.save(root / "Tiny-Annotations" / "labels_all.npy", labels)
+    array(WEAK, lambda a: tiny.objects([a[0], ["jump"], *a[2:]]))(root)
     with pytest.raises(InputError, match="class throw has fewer than two training videos"):
         run(root, tmp_path)
 

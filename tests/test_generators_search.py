@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from generators.search import action_seeds, background_seeds, best_sequence, search_labels, transcript
-
-GOLDEN = Path(os.environ.get("SEAL_GOLDEN", Path(__file__).parent / "golden")) / "proposals"
+from tests.golden_makers import numbers, part, read
 
 
 def scenes():
-    with np.load(GOLDEN / "lac_search.npz") as file:
-        data = {key: file[key] for key in file.files}
-    numbers = sorted({key.split("/")[0] for key in data})
-    return [{k.split("/", 1)[1]: v for k, v in data.items() if k.split("/")[0] == n} for n in numbers]
+    data = read("lac_search")
+    return [part(data, number) for number in numbers(data)]
 
 
 def test_golden_seeds():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import main
-from tests.changes import hurry
+from tests.changes import arguments, hurry
 from tests.runs import read
 from utils.datasets.simulate import make_demo
 
@@ -18,7 +18,7 @@ EPOCHS = 12
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "Demo"
-    make_demo(root, progress=False, videos=(40, 20), width=48)
+    make_demo(root, videos=(40, 20), width=48)
     return root
 
 
@@ -35,12 +35,9 @@ def shuffled(demo, tmp_path_factory):
 
 
 def score(root, place, recipe, epochs=EPOCHS, lr=2e-3):
-    options = {
-        "dataset_name": "Demo", "dataset_root": root, "exp_dir": place / "run", "cache_dir": root.parent / "cache",
-        "descriptors_root": place / "descriptors", "device": "cpu", "recipe": recipe, "lr": lr, "batch_size": 4,
-        "max_epoch": epochs, "interval": epochs, "max_proposal": 40,
-    }  # fmt: skip
-    assert main.main([str(x) for k, v in options.items() for x in (f"--{k}", v)]) == 0
+    options = {"dataset_name": "Demo", "cache_dir": root.parent / "cache", "recipe": recipe, "lr": lr, "batch_size": 4,
+               "max_epoch": epochs, "interval": epochs, "max_proposal": 40}  # fmt: skip
+    assert main.main(arguments(root, place, **options)) == 0
     last = read(place / "run")["last"]
     return last["average"]["0.1:0.7"], last["classification_mAP"]
 

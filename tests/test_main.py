@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-from itertools import count
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,11 +13,11 @@ import main
 from eval import detection, inference
 from options import Recipe
 from tests import tiny
-from tests.changes import hurry
+from tests.changes import array, document, hurry, setting
 from tests.outcome import read_scalars
-from tests.runs import arguments, main_refuses, read, run, run_test, same, same_files, weights_of, without_test_videos
+from tests.runs import arguments, main_refuses, read, run, run_test, same, weights_of, without_test_videos
+from tests.tiny import FEATURE, TRAIN, WEAK
 from utils.files import load_checkpoint
-from utils.run.experiment import experiment
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,11 +28,6 @@ def hurried():
         patch.setattr(inference, "timeline", lambda *what: None)
         patch.setattr(inference, "figure_to_array", lambda figure: np.zeros((1, 1, 3), np.uint8))
         yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
 
 
 @pytest.fixture(scope="module")
@@ -188,44 +178,24 @@ def test_training_cannot_reach_time_stamps(root, finished, tmp_path):
 # ---- stopping and resuming
 
 
-def test_a_stopped_run_resumes_to_the_same_bits_and_no_step_is_logged_twice(root, finished, tmp_path, monkeypatch):
-    out, real, taken = tmp_path / "b", main.Run.take_step, count(1)
-
-    def stop_in_step_5(self, videos):
-        if next(taken) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, videos)
-
-    monkeypatch.setattr(main.Run, "take_step", stop_in_step_5)
-    assert main.main(arguments(root, out)) == 130
-    assert load_checkpoint(out / "ckpt" / "last_state.pt")["step"] == 1 and read(out)["last"]["epoch"] == 2
-    tested = run_test(out / "ckpt" / "last_model.pkl", root, tmp_path / "t")  # of the evaluation, not of the stop
-    assert same_files(tested, out, ["detections.json"])
-    monkeypatch.undo()
-    run(root, out, "--resume")
-    assert same(weights_of(finished), weights_of(out)) and same_files(finished, out)
-    assert read_scalars(out / "logs") == read_scalars(finished / "logs")
-
-
 def test_resuming_needs_the_same_options_and_inputs_but_not_the_same_places(root, finished, tmp_path):
     main_refuses(arguments(root, finished, "--resume", "--lr", "0.002"), "lr was 0.001 and is 0.002")
-    copy, before = Path(shutil.copytree(root, tmp_path / "tiny")), (finished / "results.json").read_text()
-    run(copy, finished, "--resume", "--no_cache", "--descriptors_root", tmp_path / "d", "--device", "auto")
-    assert (finished / "results.json").read_text() == before
-    profile = (copy / "dataset.json").read_text()
-    (copy / "dataset.json").write_text(json.dumps({"proposals_root": ".", "excluded_videos": ["video_09"]}))
-    main_refuses(arguments(copy, finished, "--resume"), "inputs differ: ", "profile was")
-    (copy / "dataset.json").write_text(profile)
-    path = copy / "Tiny-Annotations" / "labels_all.npy"
-    labels = np.load(path, allow_pickle=True)
-    labels[0] = ["throw", "jump"]
-    np.save(path, labels)
-    main_refuses(arguments(copy, finished, "--resume"), "inputs differ: ", "train_labels was")
-
-
-def test_a_second_run_on_one_folder_is_refused(root, tmp_path):
-    with experiment(str(tmp_path / "b"), "train", "unused"):
-        main_refuses(arguments(root, tmp_path / "b"), "another run is writing here", "name another --exp_dir")
+    before = {name: (finished / f"{name}.json").read_text() for name in ("results", "detections")}
+    changed = {
+        "profile": setting(excluded_videos=["video_09"]),
+        "train_labels": array(WEAK, lambda a: tiny.objects([["throw", "jump"], *a[1:]])),
+        "train_proposals": document(TRAIN, lambda d: d["results"].pop("video_00") and None),
+        "train_features": array(FEATURE, lambda a: a + 1),
+    }
+    for name, change in {"as it is": lambda root: None, **changed}.items():
+        copy = Path(shutil.copytree(root, tmp_path / name))
+        change(copy)
+        words = arguments(copy, finished, "--resume", "--no_cache", "--descriptors_root", tmp_path / f"{name} means")
+        if name in changed:
+            main_refuses(words, "inputs differ: ", f"{name} was")
+        else:
+            assert main.main([*words, "--device", "auto"]) == 0
+    assert all((finished / f"{name}.json").read_text() == text for name, text in before.items())
 
 
 # ---- errors
@@ -263,29 +233,6 @@ def test_weights_that_are_not_finite_are_never_saved(root, tmp_path, monkeypatch
     main_refuses(words, "weights that are not finite (epoch 4")
     state = load_checkpoint(tmp_path / "b" / "ckpt" / "last_state.pt")["model"]
     assert all(v.isfinite().all() for s in (state, weights_of(tmp_path / "b")) for v in s.values())
-
-
-OUT_OF_MEMORY = [
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"),
-    torch.cuda.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 7.79 GiB"
-    ),
-    MemoryError("Unable to allocate 7.45 TiB for an array with shape (1000, 1000) and data type float64"),
-]
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_out_of_memory_is_one_line_that_names_what_to_lower(root, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(main, "train_step", Mock(side_effect=error))
-    main_refuses(arguments(root, tmp_path / "b"), "out of memory", "--batch_size", "--max_proposal")
-
-
-@pytest.mark.parametrize(
-    "words", [["--dataset_root", "no/such"], ["--run_type", "test", "--pretrained_ckpt", "no/such"]]
-)
-def test_a_place_that_is_not_there_is_one_line(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    main_refuses(words, "no/such")
 
 
 def test_a_checkpoint_from_before_a_new_number_can_still_be_tested(root, finished, tmp_path):

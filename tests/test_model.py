@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -182,10 +180,3 @@ def test_a_checkpoint_of_other_classes_is_refused(golden, released):
     ):
         with pytest.raises(InputError, match=words):
             check_classes(path, released[0], info, classes)
-
-
-def test_a_missing_checkpoint_names_its_place_in_the_readme(tmp_path):
-    with pytest.raises(InputError, match="no such file.*README, 'THUMOS14 from download to table'") as error:
-        load_model(tmp_path / "m.pkl")
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert "## THUMOS14 from download to table" in readme and "m.pkl" in str(error.value)

@@ -12,6 +12,7 @@ from losses import TERMS, Term, schedule, seal_terms, untrained
 from model import SEAL
 from options import RECIPES, parse, parser
 from tests import tiny
+from tests.changes import arguments
 from tests.outcome import read_scalars
 from utils.packed import Batch, expect, pack, video_mean
 
@@ -63,17 +64,12 @@ def test_a_new_loss_is_trained_and_tested_from_the_command_line(toy, tmp_path):
     import main
 
     root, run = tiny.write(tmp_path / "tiny", videos=6), tmp_path / "run"
-    places = {"dataset_name": "Tiny", "dataset_root": root, "descriptors_root": tmp_path / "descriptors",
-              "cache_dir": tmp_path / "cache", "device": "cpu"}  # fmt: skip
-    common = [str(word) for name, value in places.items() for word in (f"--{name}", value)]
-    assert (
-        main.main([*common, "--exp_dir", str(run), "--losses", "sme,toy", "--max_epoch", "2", "--batch_size", "2"]) == 0
-    )
+    assert main.main(arguments(root, tmp_path, "--losses", "sme,toy", max_epoch=2, batch_size=2)) == 0
     assert json.loads((run / "options.json").read_text())["losses"] == ["sme", "toy"]
     scalars = read_scalars(run / "logs")
     assert list(scalars["loss/toy_loss"]) == [1, 2] and scalars["weight/lambda_toy"] == {1: 3.0, 2: 1.5}
-    test = [*common, "--exp_dir", str(tmp_path / "test"), "--pretrained_ckpt", str(run / "ckpt" / "last_model.pkl")]
-    assert main.main([*test, "--run_type", "test"]) == 0
+    test = ["--run_type", "test", "--pretrained_ckpt", run / "ckpt" / "last_model.pkl"]
+    assert main.main(arguments(root, tmp_path, *test, exp_dir=tmp_path / "test")) == 0
     assert json.loads((tmp_path / "test" / "options.json").read_text())["losses"] == ["sme", "toy"]
     last, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "test"))
     assert last["last"]["mAP"] == again["mAP"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from functools import partial
-from itertools import count
 
 import pytest
 import torch
@@ -14,16 +12,21 @@ import main
 from dataset import packed_batch
 from losses import TERMS
 from options import parse
-from tests import tiny
 from tests.changes import hurry
 from tests.outcome import read_scalars
-from tests.runs import arguments, in_processes, main_refuses, read, run, same, same_files, weights_of
+from tests.runs import (
+    arguments,
+    before_step,
+    in_processes,
+    main_refuses,
+    read,
+    run,
+    same,
+    same_files,
+    signalled,
+    weights_of,
+)
 from utils.files import load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +72,7 @@ def test_a_step_follows_the_mean_of_the_gradients_of_both_shares(root, tmp_path)
 
 
 def signal_in_step_5(number, patch):
-    real, taken = main.Run.take_step, count(1)
-
-    def take_step(self, videos):
-        if next(taken) == 5 and self.group.rank == 0:
-            os.kill(os.getpid(), number)
-        return real(self, videos)
-
-    patch.setattr(main.Run, "take_step", take_step)
+    before_step(patch, 5, signalled(number))
 
 
 def goes_on_to_the_bits_of(calm, place, words):

@@ -9,16 +9,10 @@ import pytest
 import torch
 
 import main
-from tests import tiny
 from tests.changes import document, hurry
 from tests.outcome import outcome, refused
 from tests.runs import read, run
 from utils.files import load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
 
 
 @pytest.fixture(scope="module")

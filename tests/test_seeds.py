@@ -7,29 +7,28 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import count
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 import main
-from tests import tiny
-from tests.changes import hurry
-from tests.runs import arguments, main_refuses, read, run, same, same_files, weights_of, without_test_videos
+from tests.runs import (
+    arguments,
+    before_step,
+    main_refuses,
+    read,
+    run,
+    same,
+    same_files,
+    signalled,
+    weights_of,
+    without_test_videos,
+)
 from utils.errors import InputError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried():
-    with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("data") / "tiny", videos=12)
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 def test_seeds_end_with_mean_and_deviation(root, tmp_path, capsys):
@@ -49,14 +48,7 @@ def test_seeds_end_with_mean_and_deviation(root, tmp_path, capsys):
 
 def test_a_run_of_seeds_that_failed_resumes(root, tmp_path, monkeypatch):
     whole = run(root, tmp_path / "whole", "--seeds", 0, 1)
-    real, taken = main.Run.take_step, count(1)
-
-    def fail(self, videos):
-        if next(taken) == 11:
-            raise InputError("power cut")
-        return real(self, videos)
-
-    monkeypatch.setattr(main.Run, "take_step", fail)
+    before_step(monkeypatch, 11, Mock(side_effect=InputError("power cut")))
     words = arguments(root, tmp_path / "cut", "--seeds", 0, 1, "--save_seconds", 0)
     main_refuses(words, "power cut")
     monkeypatch.undo()
@@ -65,14 +57,8 @@ def test_a_run_of_seeds_that_failed_resumes(root, tmp_path, monkeypatch):
 
 
 def test_a_stop_says_how_to_go_on_and_seeds_can_be_added_but_not_removed(root, tmp_path, monkeypatch, capsys):
-    real, taken, folder = main.Run.take_step, count(1), tmp_path / "cut"
-
-    def stop(self, videos):
-        if next(taken) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, videos)
-
-    monkeypatch.setattr(main.Run, "take_step", stop)
+    folder = tmp_path / "cut"
+    before_step(monkeypatch, 3, signalled(signal.SIGINT))
     assert main.main(arguments(root, folder, "--seeds", 0, 1)) == 130
     assert f"--resume --exp_dir {folder}" in capsys.readouterr().err and not (folder / "seed1").exists()
     run(root, folder, "--seeds", 0, 1, "--resume")

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import main
+from tests.outcome import outcome, refused
 from utils.datasets.annotations import read_annotations, write_annotations
 from utils.datasets.profile import PROFILES, load_profile, proposals_file
 from utils.datasets.simulate import CLASSES, make_demo, simulate
 from utils.datasets.world import generator, make_events, make_features, make_proposals, make_world
 from utils.errors import InputError
 from utils.files import load_array, load_json
+from utils.tools import convert
+from utils.tools import demo as demo_command
 
 VIDEOS = (24, 12)
 
@@ -24,7 +29,7 @@ VIDEOS = (24, 12)
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("demo") / "data" / "Demo"
-    make_demo(root, seed=0, progress=False, videos=VIDEOS)
+    make_demo(root, seed=0, videos=VIDEOS)
     return root
 
 
@@ -49,7 +54,7 @@ def contents(folder: Path) -> dict:
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        make_demo(tmp_path / folder, seed=seed, progress=False, videos=(3, 2), width=8)
+        make_demo(tmp_path / folder, seed=seed, videos=(3, 2), width=8)
     first, again, other = (contents(tmp_path / folder) for folder in "abc")
     assert first == again and first.keys() == other.keys()
     assert all(first[name] != other[name] for name in first if name.startswith("Demo-I3D"))
@@ -57,7 +62,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
 
 def test_the_demo_is_the_one_that_published_numbers_are_of(tmp_path):
     """Proposals of seed 0, in milliseconds: they follow from annotations and events, and depend on no processor."""
-    make_demo(tmp_path / "Demo", progress=False, width=1)
+    make_demo(tmp_path / "Demo", width=1)
     digest = hashlib.sha256()
     for split in ("train", "test"):
         digest.update((tmp_path / "Demo" / f"Proposals_Demo_{split}.json").read_bytes())
@@ -83,28 +88,18 @@ def test_the_layout_is_that_of_a_real_dataset_and_says_that_it_is_simulated(demo
     assert load_json(demo / "Proposals_Demo_test.json")["version"] == "simulated"
 
 
-def test_proposals_lie_inside_their_video_and_a_third_are_duplicates(demo):
-    annotations, _ = read(demo)
-    proposals = proposals_of(demo)
-    assert list(proposals) == list(annotations.videos)
-    for duration_s, boxes in zip(annotations.duration_s, proposals.values()):
-        assert 80 <= len(boxes) <= 150
-        assert (boxes[:, 0] >= 0).all() and (boxes[:, 1] <= duration_s).all() and (boxes[:, 1] > boxes[:, 0]).all()
-        assert 0.25 < 1 - len(np.unique(boxes, axis=0)) / len(boxes) < 0.55
-
-
 def test_a_finished_demo_is_never_overwritten_and_a_failed_one_leaves_nothing(tmp_path, monkeypatch):
-    make_demo(tmp_path / "Demo", progress=False, videos=(1, 1), width=4)
+    make_demo(tmp_path / "Demo", videos=(1, 1), width=4)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="exists already"):
-        make_demo(tmp_path / "Demo", seed=1, progress=False, videos=(1, 1), width=4)
+        make_demo(tmp_path / "Demo", seed=1, videos=(1, 1), width=4)
 
     def fail(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("utils.datasets.world.make_features", fail)
     with pytest.raises(KeyboardInterrupt):
-        make_demo(tmp_path / "Other", progress=False, videos=(1, 1), width=4)
+        make_demo(tmp_path / "Other", videos=(1, 1), width=4)
     assert contents(tmp_path) == before and [p.name for p in tmp_path.iterdir()] == ["Demo"]
 
 
@@ -113,7 +108,7 @@ def test_a_finished_demo_is_never_overwritten_and_a_failed_one_leaves_nothing(tm
 
 def annotated(folder: Path, order: slice = slice(None)) -> Path:
     """W-TALC annotations of a small Demo in ``folder``, its videos in another order."""
-    make_demo(folder / "made", progress=False, videos=(4, 3), width=2)
+    make_demo(folder / "made", videos=(4, 3), width=2)
     source, target = folder / "made" / "Demo-Annotations", folder / "Demo-Annotations"
     target.mkdir()
     for path in source.glob("*.npy"):
@@ -126,16 +121,15 @@ def test_features_follow_duration_width_and_type_and_depend_on_no_other_video(tm
     (tmp_path / "forth").mkdir()
     (tmp_path / "back").mkdir()
     source = annotated(tmp_path / "forth")
-    assert simulate(source, tmp_path / "a", width=4, dtype="float32", progress=False)[0] == "Demo"
+    assert simulate(source, tmp_path / "a", width=4, dtype="float32")[0] == "Demo"
     assert not list((tmp_path / "a").glob("*.json"))
     backward = annotated(tmp_path / "back", slice(None, None, -1))
-    simulate(backward, tmp_path / "b", width=4, dtype="float32", progress=False)
-    simulate(source, tmp_path / "c", width=4, dtype="float32", limit=6, proposals=9, progress=False)
-    forth, back, few = (contents(tmp_path / out / "Demo-I3D-JOINTFeatures") for out in "abc")
-    assert forth == back
-    assert len(few) == 7 and few.items() <= forth.items()
+    simulate(backward, tmp_path / "b", width=4, dtype="float32")
+    simulate(source, tmp_path / "c", width=4, dtype="float32", proposals=9)
+    forth, back, again = (contents(tmp_path / out / "Demo-I3D-JOINTFeatures") for out in "abc")
+    assert forth == back == again and len(forth) == 8
     (annotations, instances), (_, timed) = read(tmp_path / "c"), read(tmp_path / "a")
-    assert annotations.subset == ("validation",) * 4 + ("test",) * 2
+    assert annotations.subset == ("validation",) * 4 + ("test",) * 3
     for video, duration_s in zip(annotations.videos, annotations.duration_s):
         features = load_array(tmp_path / "c" / "Demo-I3D-JOINTFeatures" / f"{video}.npy")
         assert features.shape == (int(duration_s * 25 / 16), 8) and features.dtype == np.float32
@@ -168,42 +162,67 @@ def test_one_snippet_no_instance_and_a_second_long_video_are_simulated():
     ],
 )
 def test_annotations_that_cannot_be_simulated_are_refused_and_nothing_is_left(tmp_path, spoil, message):
-    make_demo(tmp_path / "made", progress=False, videos=(1, 1), width=2)
+    make_demo(tmp_path / "made", videos=(1, 1), width=2)
     annotations, instances = read(tmp_path / "made")
-    source = tmp_path / "in" / "Mine-Annotations"
+    source = tmp_path / "in" / "Demo-Annotations"
     write_annotations(source, dataclasses.replace(annotations, **spoil), instances, {})
     with pytest.raises(InputError, match=message):
-        simulate(source, tmp_path / "out", width=2, progress=False)
+        simulate(source, tmp_path / "out", width=2)
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_a_limit_keeps_a_training_video_of_every_class_that_has_one_or_is_refused(tmp_path, demo):
-    full, _ = read(demo)
-    has = {c for i in full.of("validation") for c in full.labels[i]}
-    with pytest.raises(InputError, match="--limit 1 leaves a class without a training video .*give") as refused:
-        simulate(demo / "Demo-Annotations", tmp_path, width=2, limit=1, progress=False)
-    assert not list(tmp_path.iterdir())
-    for limit in (int(re.findall("give ([0-9]+) or", str(refused.value))[0]), sum(VIDEOS) - 1):
-        simulate(demo / "Demo-Annotations", tmp_path / str(limit), width=2, limit=limit, progress=False)
-        annotations, _ = read(tmp_path / str(limit))
-        assert len(set(annotations.videos)) == limit and "test" in annotations.subset
-        assert {c for i in annotations.of("validation") for c in annotations.labels[i]} == has
-
-
-def test_one_file_of_annotations_is_named_after_the_folder_and_its_profile_goes_along(tmp_path, demo):
+def test_one_file_of_annotations_is_named_after_the_folder_and_takes_its_profile(tmp_path, demo):
     annotations, instances = read(demo)
     subset = tuple({"validation": "training", "test": "validation"}[name] for name in annotations.subset)
     source = tmp_path / "in" / "some"
     write_annotations(source, dataclasses.replace(annotations, subset=subset), instances, {})
-    for out, name, expected in (("ActivityNet1.2", None, "ActivityNet1.2"), ("x", "ActivityNet1.3", "ActivityNet1.3")):
-        made, profile = simulate(source, tmp_path / out, width=2, name=name, progress=False)
-        assert made == expected and profile == PROFILES[expected] == load_profile(expected, tmp_path / out)
-        assert len(list((tmp_path / out / f"{expected}-I3D-JOINTFeatures").glob("*.npy"))) == sum(VIDEOS)
-    with pytest.raises(InputError, match="no video in subset 'test'.*--name"):
-        simulate(source, tmp_path / "mine", width=2, progress=False)
-    stated = {"train_subset": "training", "test_subset": "validation", "snippet_stride": 8, "annotations": "some"}
-    (tmp_path / "in" / "dataset.json").write_text(json.dumps(stated))
-    simulate(source, tmp_path / "mine", width=2, proposals=5, progress=False)
-    profile = load_profile("mine", tmp_path / "mine")
-    assert (profile.train_subset, profile.snippet_stride, profile.annotations) == ("training", 8, None)
-    assert proposals_file("mine", profile, "train").is_file()
+    made, profile = simulate(source, tmp_path / "ActivityNet1.2", width=2)
+    assert made == "ActivityNet1.2" and profile == PROFILES[made] == load_profile(made, tmp_path / made)
+    assert len(list((tmp_path / made / f"{made}-I3D-JOINTFeatures").glob("*.npy"))) == sum(VIDEOS)
+    with pytest.raises(InputError, match="no built-in profile and no dataset.json"):
+        simulate(source, tmp_path / "mine", width=2)
+    stated = {"train_subset": "training", "test_subset": "validation", "snippet_stride": 8, "proposals_root": "."}
+    (tmp_path / "mine" / "dataset.json").write_text(json.dumps(stated))
+    _, profile = simulate(source, tmp_path / "mine", width=2, proposals=5)
+    assert profile.snippet_stride == 8 and proposals_file("mine", profile, "train").is_file()
+
+
+# ---- the command: python -m utils.tools.demo
+
+
+def test_the_command_makes_the_demo_and_says_that_it_is_simulated(tmp_path):
+    done = outcome(demo_command.main, ["--out", tmp_path / "Demo", "--width", 2])
+    assert done.status == 0 and "SIMULATED" in done.out, done.log
+    assert len(read_annotations(tmp_path / "Demo" / "Demo-Annotations")[0].videos) == 150
+    assert not refused(outcome(demo_command.main, ["--out", tmp_path / "Demo"]), "exists already").count("Traceback")
+
+
+@pytest.mark.parametrize("wrong", [("--width", "0"), ("--proposals", "5"), ("--seed", "-1")])
+def test_what_the_command_cannot_make_is_refused(tmp_path, wrong):
+    refused(outcome(demo_command.main, ["--out", tmp_path / "other", *wrong]), wrong[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_printed_command_trains(tmp_path, capsys):
+    make_demo(tmp_path / "made", videos=(24, 6), width=2)
+    path = tmp_path / "some.v1-2.json"
+    source = str(tmp_path / "made" / "Demo-Annotations")
+    convert.main(["annotations", source, "--to", "activitynet", "--out", str(path)])
+    path.write_text(path.read_text().replace("validation", "training").replace('"test"', '"validation"'))
+    how = ("--annotations", path, "--out", tmp_path / "my data" / "ActivityNet1.2", "--width", 4)
+    made = outcome(demo_command.main, [*how, "--proposals", 9])
+    assert made.status == 0, made.log
+    line = shlex.split(made.out.splitlines()[-1])
+    own = [f"--{name}={tmp_path / name}" for name in ("exp_dir", "cache_dir", "descriptors_root")]
+    assert line[:2] == ["python", "main.py"]
+    assert not main.main(line[2:] + own + ["--max_epoch", "1", "--device", "cpu"])
+    assert "SIMULATED" in capsys.readouterr().out
+
+
+def test_where_proposals_are_needed_first_it_says_which(tmp_path):
+    make_demo(tmp_path / "made", videos=(4, 3), width=2)
+    source = shutil.copytree(tmp_path / "made" / "Demo-Annotations", tmp_path / "Own-Annotations")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset.json").write_text("{}")
+    made = outcome(demo_command.main, ["--annotations", source, "--out", tmp_path / "out", "--width", 2])
+    assert made.status == 0 and "Proposals_Own_{train,test}.json in proposals4Own" in made.out, made.log

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.changes import all_of, array, document, every_feature, joint, remove, setting, write
+from tests.tiny import ANNOTATIONS, CLASSES, FEATURES, SEGMENTS, TEST, TRAIN
 from utils.errors import InputError
 from utils.tools.check import Findings, main
 
+SUBSET = f"{ANNOTATIONS}/subset.npy"
 INSIDE = "every instance lies inside its video"
 
 
@@ -35,73 +38,43 @@ def lines(found, level, topic=None):
 @pytest.fixture
 def root(tmp_path):
     root = tiny.write(tmp_path / "data")
-    profile()(root)
+    setting(modalities=2)(root)
     return root
 
 
 # ---- ways to change the dataset: each gives a function of its root
 
 
-def profile(**fields):
-    """The profile says what is otherwise a note, and these fields."""
-    fields = {"proposals_root": ".", "modalities": 2, **fields}
-    return lambda root: (root / "dataset.json").write_text(json.dumps(fields))
-
-
-def change(path, how):
-    np.save(path, how(np.load(path, allow_pickle=True)), allow_pickle=True)
-
-
 def feature(how, video="video_00"):
-    return lambda root: change(root / "Tiny-I3D-JOINTFeatures" / f"{video}.npy", how)
-
-
-def annotation(name, how):
-    return lambda root: change(root / "Tiny-Annotations" / f"{name}.npy", how)
+    return array(f"{FEATURES}/{video}.npy", how)
 
 
 def put(name, index, value):
     """Another value in a column of the annotations."""
 
-    def how(array):
-        values = list(array)
-        values[index] = value
-        return tiny.objects(values) if array.dtype == object else np.asarray(values)
+    def how(column):
+        values = [value if i == index else old for i, old in enumerate(column)]
+        return tiny.objects(values) if column.dtype == object else np.asarray(values)
 
-    return annotation(name, how)
+    return array(f"{ANNOTATIONS}/{name}.npy", how)
 
 
 def proposals(how):
     """Training proposals after ``how`` worked on {video: proposals} in place."""
-
-    def apply(root):
-        path = root / "Proposals_Tiny_train.json"
-        document = json.loads(path.read_text())
-        how(document["results"])
-        path.write_text(json.dumps(document))
-
-    return apply
-
-
-def all_of(*changes):
-    return lambda root: [change(root) for change in changes]
+    return document(TRAIN, lambda d: how(d["results"]))
 
 
 def without_features(*numbers):
-    return lambda root: [(root / "Tiny-I3D-JOINTFeatures" / f"video_{i:02d}.npy").unlink() for i in numbers]
+    return all_of(*(remove(f"{FEATURES}/video_{i:02d}.npy") for i in numbers))
 
 
-def stranger(root):
-    np.save(root / "Tiny-I3D-JOINTFeatures" / "stranger.npy", np.zeros((3, 8)))
-
-
-def poisoned(array):
-    array[3, 2] = np.nan
-    return array
+def poisoned(features):
+    features[3, 2] = np.nan
+    return features
 
 
 def swapped(root):
-    (root / "Proposals_Tiny_train.json").write_text((root / "Proposals_Tiny_test.json").read_text())
+    (root / TRAIN).write_text((root / TEST).read_text())
 
 
 # level, topic, change, words of the line; the first is the row's name
@@ -113,8 +86,8 @@ WRONG = [
     ("note", "features", without_features(1), "features of 4 of 5 train videos", "video_01"),
     ("error", "features", without_features(5, 6, 7), "features of 0 of 3 test videos", "names in the annotations"),
     ("error", "features", all_of(*(feature(lambda a: a[:, :7], f"video_{i:02d}") for i in range(8))), "odd width 7"),
-    ("note", "features", stranger, "1 file not read (no annotated video", "stranger.npy"),
-    ("note", "features", lambda r: (r / "SIMULATED.txt").write_text(""), "SIMULATED: results say nothing about real"),
+    ("note", "features", write(f"{FEATURES}/stranger.npy", b""), "1 file not read (no annotated video", "stranger.npy"),
+    ("note", "features", write("SIMULATED.txt", ""), "SIMULATED: results say nothing about real"),
     ("note", "annotations", put("labels_all", 0, ["throw"]), "1 video with a weak label", "video_00"),
     ("error", "annotations", put("labels_all", 0, ["fly"]), "'fly'", "video_00"),
     ("note", "annotations", put("labels_all", 0, []), "1 train video without a label, trained as"),
@@ -122,26 +95,21 @@ WRONG = [
     ("note", "annotations", put("segments", 0, [[1.0, 1.0]] * 2), "with no length"),
     ("note", "annotations", put("segments", 0, [[1.0, 999.0]] * 2), "1 video with 2 instances ending beyond"),
     ("note", "annotations", put("segments", 0, [[1.0, 2.0]] * 2), "1 video with 1 instance repeating another"),
-    ("note", "annotations", all_of(swapped, profile(train_subset="test")), "every test video is trained on"),
+    ("note", "annotations", all_of(swapped, setting(train_subset="test")), "every test video is trained on"),
     ("note", "annotations", put("duration", 0, np.nan), "1 video without a duration"),
     ("error", "annotations", put("duration", 0, 0.0), "1 duration that cannot be: video_00"),
-    ("error", "annotations", annotation("classlist", lambda a: np.append(a, "wave")), "without a train video: wave"),
-    (
-        "note",
-        "annotations",
-        all_of(*(put("labels_all", i, ["jump"]) for i in (5, 6, 7))),
-        "without a test video: throw",
-    ),
+    ("error", "annotations", array(CLASSES, lambda a: np.append(a, "wave")), "without a train video: wave"),
+    ("note", "annotations", all_of(*(put("labels_all", i, ["jump"]) for i in (5, 7))), "without a test video: throw"),
     ("note", "annotations", put("subset", 0, "spare"), "1 video of subset 'spare'"),
-    ("error", "annotations", profile(train_subset="new"), "no train video", "['test', 'validation']"),
-    ("note", "annotations", profile(excluded_videos=["x"]), "1 name in excluded_videos but not in the annotations: x"),
-    ("error", "annotations", annotation("subset", lambda a: a[:-1]), "7 subset for 8 videos"),
+    ("error", "annotations", setting(train_subset="new"), "no train video", "['test', 'validation']"),
+    ("note", "annotations", setting(excluded_videos=["x"]), "1 name in excluded_videos but not in the annotations: x"),
+    ("error", "annotations", array(SUBSET, lambda a: a[:-1]), "7 subset for 8 videos"),
     ("error", "proposals", proposals(lambda r: r["video_01"][2].update(segment=[2, 1])), "video_01, index 2", "--fix"),
     ("note", "proposals", proposals(lambda r: r.pop("video_01")), "1 train video without a proposal, not"),
     ("note", "proposals", proposals(lambda r: r.update(stranger=[])), "not in the annotations", "stranger"),
     ("note", "proposals", proposals(lambda r: r.update(video_07=r["video_01"][:1])), "1 video of another subset"),
     ("error", "proposals", swapped, "none for 5 videos", "train"),
-    ("error", "proposals", lambda r: (r / "Proposals_Tiny_test.json").unlink(), "no such file", "README"),
+    ("error", "proposals", remove(TEST), "no such file", "README"),
 ]
 
 
@@ -183,31 +151,21 @@ def test_all_problems_at_once_are_all_found_and_share_a_line_where_only_the_plac
     assert "video_00; video_02" in line
 
 
-def rewrite(root, kind):
-    """The same features in another layout."""
-    folder = root / "Tiny-I3D-JOINTFeatures"
-    arrays = {p.stem: np.load(p) for p in sorted(folder.iterdir())}
-    folder.rename(root / "before")
-    if kind == "joint":
-        np.save(root / "Tiny-I3D-JOINTFeatures.npy", tiny.objects(list(arrays.values())), allow_pickle=True)
-        return
-    profile(features=["rgb", "flow"] if kind == "two" else ["rgb"])(root)
+def two_streams(root):
+    (root / FEATURES).rename(root / "before")
+    setting(features=["rgb", "flow"])(root)
     for name, columns in (("rgb", slice(0, 4)), ("flow", slice(4, 8))):
         (root / name).mkdir()
-        for video, array in arrays.items():
-            np.save(root / name / f"v_{video}.npy", array[:, columns].astype(np.float16) if kind == "two" else array.T)
+        for path in (root / "before").iterdir():
+            np.save(root / name / f"v_{path.name}", np.load(path)[:, columns].astype(np.float16))
 
 
-@pytest.mark.parametrize(
-    "kind, words",
-    [
-        ("joint", "a joint array [T, 8]"),
-        ("transposed", "files [8, T]"),
-        ("two", "RGB and flow files [T, 4] of float16"),
-    ],
-)
-def test_every_layout_of_features_is_checked_and_named(capsys, root, kind, words):
-    rewrite(root, kind)
+@pytest.mark.parametrize("change, words", [
+    (joint, "a joint array [T, 8]"), (every_feature(lambda a: a.T), "files [8, T]"),
+    (two_streams, "RGB and flow files [T, 4] of float16"),
+])  # fmt: skip
+def test_every_layout_of_features_is_checked_and_named(capsys, root, change, words):
+    change(root)
     status, found = check(capsys, root)
     assert status == 0 and any(words in text for text in lines(found, "ok", "features"))
 
@@ -215,7 +173,7 @@ def test_every_layout_of_features_is_checked_and_named(capsys, root, kind, words
 def test_files_of_two_types_are_counted_and_rgb_without_flow_is_named(capsys, root):
     feature(lambda a: a.astype(np.float64))(root)
     assert any("float64 (1)" in text and "float32 (7)" in text for text in lines(check(capsys, root)[1], "ok"))
-    rewrite(root, "two")
+    two_streams(root)
     (root / "flow" / "v_video_03.npy").unlink()
     _, found = check(capsys, root)
     assert any("RGB without flow" in text and "video_03.npy" in text for text in lines(found, "note", "features"))
@@ -223,7 +181,7 @@ def test_files_of_two_types_are_counted_and_rgb_without_flow_is_named(capsys, ro
 
 def test_features_that_do_not_fit_the_rate_are_an_error_that_names_one_that_would(capsys, tmp_path):
     root = tiny.write(tmp_path / "data", snippets=400)
-    profile(snippet_stride=8)(root)  # it is 16
+    setting(snippet_stride=8)(root)  # it is 16
     (line,) = lines(check(capsys, root)[1], "error", "features")
     assert "8 of 8 videos are off" in line and '"snippet_stride": 16 in dataset.json would fit' in line
 
@@ -232,7 +190,7 @@ def test_features_that_do_not_fit_the_rate_are_an_error_that_names_one_that_woul
 def test_a_rate_of_its_own_for_each_video_is_checked_too(capsys, root, without):
     rates = {f"video_{i:02d}": 25 for i in range(8)}
     (root / "fps.json").write_text(json.dumps({v: fps for v, fps in rates.items() if v not in without}))
-    profile(feature_fps="fps.json")(root)
+    setting(feature_fps="fps.json")(root)
     errors = lines(check(capsys, root)[1], "error")
     assert len(errors) == len(without) and all("no feature_fps of 1 videos: video_03 - " in line for line in errors)
 
@@ -243,7 +201,7 @@ def test_times_that_cannot_be_seconds_are_an_error(capsys, root, unit, factor):
         for entry in (entry for entries in results.values() for entry in entries):
             entry["segment"] = [t / 60 for t in entry["segment"]]
 
-    annotation("segments", lambda a: tiny.objects([[[factor * t for t in s] for s in video] for video in a]))(root)
+    array(SEGMENTS, lambda a: tiny.objects([[[factor * t for t in s] for s in video] for video in a]))(root)
     proposals(scale)(root)
     _, found = check(capsys, root)
     (instances,), (candidates,) = (lines(found, "error", topic) for topic in ("annotations", "proposals"))
@@ -253,14 +211,14 @@ def test_times_that_cannot_be_seconds_are_an_error(capsys, root, unit, factor):
 def test_the_cost_of_rounding_is_said_where_the_profile_rounds(capsys, root):
     put("segments", 6, [[1.0, 1.1], [2.0, 6.0]])(root)
     assert not any("wtal" in text for *_, text in check(capsys, root)[1])
-    profile(round_ground_truth=True)(root)
+    setting(round_ground_truth=True)(root)
     (line,) = (text for text in lines(check(capsys, root)[1], "note") if "wtal" in text)
     assert "rounding empties 1 of 6 instances" in line and "perfect detector" in line
 
 
 def test_without_any_test_video_there_is_nothing_to_evaluate(capsys, root):
-    annotation("subset", lambda a: np.full(len(a), "validation"))(root)
-    (root / "Proposals_Tiny_test.json").unlink()
+    array(SUBSET, lambda a: np.full(len(a), "validation"))(root)
+    remove(TEST)(root)
     _, found = check(capsys, root)
     assert any("nothing will be evaluated" in text for text in lines(found, "note")) and not lines(found, "error")
 
@@ -295,7 +253,7 @@ def test_names_from_files_reach_the_terminal_as_plain_text_and_floods_are_cut(ca
     assert written[-1] == "0 ok, 1 note, 10 errors"
 
 
-def test_annotations_in_csv_and_json_are_checked_row_by_row(capsys, root):
+def test_annotations_in_a_csv_are_checked_row_by_row(capsys, root):
     subset = {f"video_{i:02d}": "validation" if i < 5 else "test" for i in range(8)}
     (root / "Tiny-Annotations").rename(root / "other")
     rows = [f"{v},{s},{('jump', 'throw')[i % 2]},1,2" for i, (v, s) in enumerate(subset.items())]
@@ -304,14 +262,6 @@ def test_annotations_in_csv_and_json_are_checked_row_by_row(capsys, root):
     first, second = lines(found, "error")
     assert any(text.startswith("a CSV in ") for text in lines(found, "note"))
     assert "'one'" in first and "line 10" in first and "line 11" in second
-    (root / "a.csv").unlink()
-    database = {v: {"subset": s, "annotations": [{"segment": [1, 2], "label": "jump"}]} for v, s in subset.items()}
-    database["x"], database["y"] = {"subset": 3, "annotations": [{}]}, 7
-    (root / "a.json").write_text(json.dumps({"database": database}))
-    _, found = check(capsys, root)
-    assert any(text.startswith("ActivityNet's JSON in ") for text in lines(found, "note"))
-    (error,) = lines(found, "error", "annotations")
-    assert "not an ActivityNet entry" in error and error.count("x; y") == 1
 
 
 # ---- real annotations
@@ -332,16 +282,3 @@ def test_real_thumos_without_features_says_so_and_goes_on(shared, capsys):
     notes = ("28 videos with a weak label", "1 test video without a label: video_test_0000270", "by up to 537.45 s")
     for piece in (*counts, *notes, "96 ambiguous intervals in 36 videos"):
         assert piece in text
-
-
-@pytest.mark.parametrize("name, counts", [("ActivityNet1.2", "8,907 videos, 100"), ("ActivityNet1.3", "13,912 videos")])
-def test_real_activitynet_annotations_are_checked_in_both_forms(shared, capsys, name, counts):
-    status, found = check(capsys, shared / "data" / name, name)
-    assert status == 2 and any(counts in text for text in lines(found, "ok"))
-    assert not lines(found, "error", "annotations") and f"{name}-I3D-JOINTFeatures.npy" in lines(found, "error")[0]
-
-
-def test_a_dataset_without_folder_or_profile_is_refused_in_one_line(tmp_path):
-    for name, folder in (("Thumos14reduced", tmp_path / "none"), ("Mine", tmp_path)):
-        with pytest.raises(InputError):
-            main(["--dataset_name", name, "--dataset_root", str(folder)])

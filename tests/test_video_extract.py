@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from tests.outcome import outcome, refused
-from tests.video_files import make_video, rotate
+from tests.video_files import make_video, random_weights, rotate
 from utils.errors import InputError
 from utils.tools.extract import main
 from utils.video.classes import class_names, probabilities, report
 from utils.video.decode import read_frames
 from utils.video.features import ahead, extract, find_videos, load_streams, run_batch
-from utils.video.i3d import I3D
 from utils.video.snippets import crops, snippets
 from utils.video.weights import PACKAGE, find_weights
 
@@ -34,32 +33,10 @@ def libraries():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, libraries) -> dict:
-    """Random weights of both streams under piergiaj's names; RGB's have a head of 400 classes."""
-    folder, files = tmp_path_factory.mktemp("random"), {}
-    for stream, channels, classes in (("rgb", 3, 400), ("flow", 2, 0)):
-        torch.manual_seed(channels)
-        state = {}
-        for name, value in I3D(channels, classes).state_dict().items():
-            if name.startswith("logits"):
-                state[name.replace("logits.", "logits.conv3d.")] = value.reshape(
-                    *value.shape, *[1, 1, 1][: 3 * (value.ndim - 1)]
-                )
-                continue
-            unit, _, part = name.rpartition(".conv3d.")
-            if part == "weight":
-                state[name] = value * (2 / value[0].numel()) ** 0.5 / value.std()
-                ones = torch.ones(len(value))
-                state.update(
-                    {
-                        f"{unit}.bn.{key}": ones * scale
-                        for key, scale in (("weight", 1), ("running_mean", 0), ("running_var", 1))
-                    }
-                )
-            else:
-                state[f"{unit}.bn.bias"] = value
-        files[stream] = str(folder / f"{stream}.pt")
-        torch.save(state, files[stream])
-    return files
+    """Files of random weights of both streams; RGB's have a head of 400 classes."""
+    folder = tmp_path_factory.mktemp("random")
+    rgb, flow = random_weights(folder / "rgb.pt", 3, 400), random_weights(folder / "flow.pt", 2)
+    return {"rgb": str(rgb), "flow": str(flow)}
 
 
 @pytest.fixture(scope="module")

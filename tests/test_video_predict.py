@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import main
 import proposals
@@ -19,12 +18,11 @@ from options import parse
 from tests import tiny
 from tests.outcome import outcome, refused
 from tests.runs import read
-from tests.video_files import make_video
+from tests.video_files import make_video, random_weights
 from utils.datasets.profile import load_profile
 from utils.files import save_checkpoint
 from utils.run.experiment import plain
 from utils.tools import check, extract
-from utils.video.i3d import I3D
 
 RATE = {"feature_fps": 25, "snippet_stride": 16, "modalities": 1}
 OPTIONS = plain(parse(["--run_type", "train"], ("sme", "pc", "sc")))
@@ -32,17 +30,7 @@ OPTIONS = plain(parse(["--run_type", "train"], ("sme", "pc", "sc")))
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """Random weights of I3D for RGB, batch norm of no effect."""
-    torch.manual_seed(0)
-    state, path = {}, tmp_path_factory.mktemp("weights") / "rgb.pt"
-    for name, value in I3D(3).state_dict().items():
-        unit, part = name.split(".conv3d.")
-        ones = torch.ones(len(value))
-        norm = {"weight": ones, "running_mean": 0 * ones, "running_var": ones, "bias": 0 * ones}
-        state.update({name: value} if part == "weight" else {f"{unit}.bn.{key}": x for key, x in norm.items()})
-    state.update({"logits.conv3d.weight": torch.rand(5, 1024, 1, 1, 1), "logits.conv3d.bias": torch.zeros(5)})
-    torch.save(state, path)
-    return path
+    return random_weights(tmp_path_factory.mktemp("weights") / "rgb.pt", 3, 5)
 
 
 def checkpoint(path: Path, width: int = 1024) -> Path:

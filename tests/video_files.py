@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 import numpy as np
+import torch
+
+from utils.video.i3d import I3D
 
 STEP = 12  # of brightness between two frames: far more than what compression loses
 QUARTERS = (2, 0, 1, 0)  # channel that is bright: blue top left, red top right, green bottom left, red bottom right
@@ -81,4 +84,24 @@ def rotate(path: Path, quarter_turns: int) -> Path:
     one = 1 << 16
     data[place : place + 36] = struct.pack(">9i", cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
     path.write_bytes(bytes(data))
+    return path
+
+
+def random_weights(path: Path, channels: int, classes: int = 0) -> Path:
+    """A file of random weights of I3D under piergiaj's names; batch norm has no effect but the bias of its units."""
+    torch.manual_seed(channels)
+    state = {}
+    for name, value in I3D(channels, classes).state_dict().items():
+        unit, _, part = name.rpartition(".conv3d.")
+        if part == "weight":
+            ones = torch.ones(len(value))
+            state[name] = value * (2 / value[0].numel()) ** 0.5 / value.std()
+            norm = {"weight": ones, "running_mean": 0 * ones, "running_var": ones}
+            state.update({f"{unit}.bn.{key}": x for key, x in norm.items()})
+        elif part == "bias":
+            state[f"{unit}.bn.bias"] = value
+        else:
+            shape = value.shape if value.ndim == 1 else (*value.shape, 1, 1, 1)
+            state[name.replace("logits.", "logits.conv3d.")] = value.reshape(shape)
+    torch.save(state, path)
     return path

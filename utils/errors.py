@@ -8,11 +8,8 @@ import sys
 from contextlib import suppress
 from typing import Callable, Optional, Sequence
 
-OUT_OF_MEMORY = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-)  # as torch says it: CUDA, Windows, Linux
+# as torch says it: CUDA, Windows, Linux
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def printable(text: str) -> str:
@@ -34,25 +31,16 @@ class InputError(Exception):
         self.what, self.where, self.todo = what, where, todo
 
 
-def raise_first(problems: Sequence[Optional[InputError]]) -> None:
-    """Raise the first of the problems that readers returned, if there is one; None is no problem."""
+def raise_first(problems: Sequence[InputError]) -> None:
+    """Raise the first of the problems that readers returned, if there is one."""
     for problem in problems:
-        if problem is not None:
-            raise problem
+        raise problem
 
 
 def os_error_line(error: OSError) -> str:
     """One line for what the operating system refused, with advice."""
-    todo = {
-        errno.ENOSPC: "free some disk space; everything written before is whole",
-        errno.EDQUOT: "free some disk space; everything written before is whole",
-        errno.EACCES: "check the permissions or choose another folder",
-        errno.EROFS: "the file system is read-only: choose another folder",
-        errno.ENOENT: "check the path",
-        errno.EEXIST: "a file is in the way: choose another folder",
-        errno.ENOTDIR: "a file is in the way: choose another folder",
-        errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    }.get(error.errno, "check the path and the disk")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    todo = "free some disk space; everything written before is whole" if full else "check the path and the permissions"
     return str(InputError(error.strerror or str(error) or type(error).__name__, error.filename, todo))
 
 

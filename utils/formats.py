@@ -195,7 +195,7 @@ def read(path: Path) -> Optional[Segments]:
     if path.suffix.lower() == ".json":
         document = load_json(path)
         if isinstance(document, dict) and "results" in document:
-            return _from_activitynet(document, path)
+            return Segments.from_json(document, None, path)[0]
         return _from_fiftyone(document, path) if isinstance(document, dict) and "labels" in document else None
     if path.suffix.lower() != ".csv":
         return None
@@ -212,15 +212,6 @@ def read(path: Path) -> Optional[Segments]:
 
 def _cells(row: List[str], places: List[int]) -> List[Optional[str]]:
     return [row[place].strip() if place < len(row) else None for place in places]
-
-
-def _from_activitynet(document: Dict, path: Path) -> Segments:
-    results = document["results"] if isinstance(document["results"], dict) else {}
-    entries = [entry for listed in results.values() if isinstance(listed, list) for entry in listed]
-    labels = {
-        entry.get("label") for entry in entries if isinstance(entry, dict) and isinstance(entry.get("label"), str)
-    }
-    return Segments.from_json(document, sorted(labels), path)[0]
 
 
 def _from_fiftyone(document: Dict, path: Path) -> Segments:

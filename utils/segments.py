@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Container, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
+import pandas as pd
 
 from utils.errors import InputError
 from utils.files import content_hash
@@ -43,8 +44,13 @@ class Segments:
 
     def of(self, video: str) -> Tuple[np.ndarray, np.ndarray, Optional[np.ndarray]]:
         """(segment_s [K, 2], label [K], score [K] or None) of one video."""
-        mine = self.video == self.videos.index(video) if video in self.videos else np.zeros(len(self.video), bool)
-        return self.segment_s[mine], self.label[mine], None if self.score is None else self.score[mine]
+        mine = self.take(self.video == (self.videos.index(video) if video in self.videos else -1))
+        return mine.segment_s, mine.label, mine.score
+
+    def take(self, rows: np.ndarray) -> Segments:
+        """Some of the segments: a mask, bool [N], or their numbers in the order wanted."""
+        score = None if self.score is None else self.score[rows]
+        return Segments(self.classes, self.videos, self.video[rows], self.segment_s[rows], self.label[rows], score)
 
     def keep(self, videos: Sequence[str]) -> Segments:
         """The segments of some of the videos, which come in the order given; unknown names are ignored."""
@@ -52,16 +58,13 @@ class Segments:
         videos = tuple(video for video in videos if video in old)
         new = np.full(len(self.videos), -1, dtype=np.int64)
         new[[old[video] for video in videos]] = np.arange(len(videos))
-        kept = new[self.video] >= 0
-        score = None if self.score is None else self.score[kept]
-        return Segments(self.classes, videos, new[self.video[kept]], self.segment_s[kept], self.label[kept], score)
+        kept = self.take(new[self.video] >= 0)
+        return replace(kept, videos=videos, video=new[kept.video])
 
     def last_ends(self) -> Dict[str, float]:
         """When the last segment of each video that has any ends, seconds."""
-        ends: Dict[str, float] = {}
-        for video, end_s in zip(self.video.tolist(), self.segment_s[:, 1].tolist()):
-            ends[self.videos[video]] = max(end_s, ends.get(self.videos[video], 0.0))
-        return ends
+        ends = pd.Series(self.segment_s[:, 1]).groupby(self.video).max()
+        return {self.videos[video]: end_s for video, end_s in ends.items()}
 
     def hash(self) -> str:
         """Hash of everything in it."""
@@ -76,31 +79,32 @@ class Segments:
 
     @classmethod
     def from_json(
-        cls, document: object, classes: Sequence[str], where: object = "detections"
+        cls, document: object, classes: Optional[Sequence[str]], where: object = "detections"
     ) -> Tuple[Segments, Dict[str, int]]:
         """Detections of the given classes, and how many there are of each label that is none of them.
 
-        where: the file, for errors. Raises InputError naming file, video and index.
+        classes: None takes every label as one, in alphabetical order. where: the file, for errors. Raises InputError
+        naming file, video and index.
         """
         results = document.get("results") if isinstance(document, dict) else None
         if not isinstance(results, dict):
             raise InputError("no 'results' of videos", where, 'expected {"results": {VIDEO: [detections]}}')
-        index = {name: i for i, name in enumerate(classes)}
-        unknown: Counter = Counter()
-        rows = []
+        rows: List[Tuple] = []
+        labels: List[str] = []
         for i, (name, detections) in enumerate(results.items()):
             if not isinstance(detections, list):
                 raise InputError("not a list of detections", f"{where}, {name}", FORM)
             for k, entry in enumerate(detections):
                 if not _well_formed(entry):
                     raise InputError(f"malformed detection {ascii(entry)[:80]}", f"{where}, {name}, index {k}", FORM)
-                if entry["label"] in index:
-                    rows.append((i, *entry["segment"], index[entry["label"]], entry["score"]))
-                else:
-                    unknown[entry["label"]] += 1
-        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 5)
-        video, label = columns[:, 0].astype(np.int64), columns[:, 3].astype(np.int64)
-        return cls(tuple(classes), tuple(results), video, columns[:, 1:3], label, columns[:, 4]), dict(unknown)
+                rows.append((i, *entry["segment"], entry["score"]))
+                labels.append(entry["label"])
+        classes = sorted({*labels}) if classes is None else classes
+        label = pd.Index(classes, dtype=object).get_indexer(labels)  # -1: none of them
+        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 4)
+        video = columns[:, 0].astype(np.int64)
+        found = cls(tuple(classes), tuple(results), video, columns[:, 1:3], label.astype(np.int64), columns[:, 3])
+        return found.take(label >= 0), dict(Counter(name for name, c in zip(labels, label) if c < 0))
 
 
 def _well_formed(entry: dict) -> bool:
@@ -140,20 +144,17 @@ def spelled(names: Iterable[str], known: Container[str], where: object = None) -
     return meant
 
 
-def check_units(segment_s: np.ndarray, length_s: np.ndarray, what: str, where: object = None) -> Optional[InputError]:
-    """The error for times that cannot be seconds as a whole, None where nothing or a few of them are strange.
+def check_units(segment_s: np.ndarray, length_s: np.ndarray, what: str, where: object = None) -> None:
+    """Raise InputError for times that cannot be seconds as a whole, not where nothing or a few of them are strange.
 
     segment_s: [N, 2]. length_s: [N], seconds of the video of each, NaN where unknown. what: "instances", "proposals" …
     """
     known = np.isfinite(length_s) & (length_s > 0)
     segment_s, length_s, number = segment_s[known], length_s[known], int(known.sum())
-    if not number:
-        return None
-    beyond = float((segment_s[:, 1] > 1.05 * length_s + 1).mean())
-    text = todo = None
+    beyond = float((segment_s[:, 1] > 1.05 * length_s + 1).mean()) if number else 0.0
     if beyond >= MOST:
-        text, todo = f"{100 * beyond:.0f} % of {number:,} {what} end after their video", "are these frames?"
-    elif number >= 5 and segment_s.max() <= 1 and np.median(length_s) >= 5:
+        text = f"{100 * beyond:.0f} % of {number:,} {what} end after their video"
+        raise InputError(text, where, "are these frames? times must be seconds")
+    if number >= 5 and segment_s.max() <= 1 and np.median(length_s) >= 5:
         text = f"all {number:,} {what} are in the first second of videos of {np.median(length_s):.0f} s"
-        todo = "are these fractions of the video?"
-    return InputError(text, where, f"{todo} times must be seconds") if text else None
+        raise InputError(text, where, "are these fractions of the video? times must be seconds")

@@ -105,12 +105,9 @@ def _from_npy(folder: Path) -> Table:
         if name != "classlist" and len(columns[name]) != len(columns["videoname"]):
             raise InputError(f"{len(columns[name])} {name} for {len(columns['videoname'])} videos", path, WHERE_FROM)
     try:
-        seconds = columns["duration"]
-        casting = "unsafe" if seconds.dtype.kind in "OSU" else "same_kind"
-        duration = seconds.astype(np.float64, casting=casting).ravel()
+        duration = columns["duration"].astype(np.float64).ravel()
     except (TypeError, ValueError):
-        where = folder / "duration.npy"
-        raise InputError("not a list of seconds", where, "give numbers, or delete the file") from None
+        raise InputError("not a list of seconds", folder / "duration.npy", "give numbers, or delete it") from None
     videos, classes, subset = (names(name, columns[name]) for name in ("videoname", "classlist", "subset"))
     weak, labels = ([names(name, entry) for entry in columns[name]] for name in ("labels_all", "labels"))
     return Table(classes, [Entry(*row) for row in zip(videos, subset, duration, weak, labels, columns["segments"])])

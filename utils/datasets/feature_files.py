@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import pandas as pd
@@ -65,8 +65,8 @@ READERS = {
 }
 
 
-def list_files(folder: Path) -> List[Dict[str, Path]]:
-    """{name without suffix: file} of a folder and its train/ and test/; two of them where it has rgb/ and flow/."""
+def list_files(folder: Path) -> Dict[str, Dict[str, Path]]:
+    """{"": {name without suffix: file}} of a folder and its train/ and test/; "rgb", "flow" where it has these."""
     if not folder.is_dir():
         raise InputError("no features: neither a file nor a folder", folder, WHERE_FROM)
     streams: Dict[str, Dict[str, Path]] = {"rgb": {}, "flow": {}, "": {}}
@@ -77,7 +77,7 @@ def list_files(folder: Path) -> List[Dict[str, Path]]:
         files = streams[next((name for name in ("rgb", "flow") if name in inside), "")]
         if files.setdefault(path.stem, path) != path:
             raise InputError(f"two files of one video, {files[path.stem].name} too", path, "remove one")
-    return [files for name, files in streams.items() if files and name] or [streams[""]]
+    return {name: files for name, files in streams.items() if files and name} or {"": streams[""]}
 
 
 def files_of(files: Dict[str, Path], videos: Sequence[str]) -> Tuple[Dict[str, Path], Optional[str]]:

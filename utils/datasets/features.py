@@ -37,39 +37,35 @@ class Features:
     ):
         self.sources, self.modalities, self.cut = [Path(source) for source in sources], modalities, {}
         self._stated_size, self._joint, self._notes = feature_size, None, []
-        self._row: Dict[str, int] = {}  # of a joint array
         self._listed: List[Dict[str, Path]] = []  # name -> file, of RGB and of flow, or of both together
-        self._files: List[Dict[str, Path]] = []  # video -> file, likewise
-        if self.sources[0].is_file():
-            self._row = {video: i for i, video in enumerate(all_videos)}
-        else:
-            self._listed = [files for folder in self.sources for files in list_files(folder)]
-            self._check_streams()
-        self.parts = max(1, len(self._listed))  # in how many pieces a video's features come
-        if self.parts > 2:
-            raise InputError("rgb/ and flow/ inside the folders of RGB and flow", self.sources[0], "give one folder")
-        for files in self._listed:
-            mine, note = files_of(files, all_videos)
-            self._files.append(mine)
-            self._notes += [note] if note else []
-        self.videos = tuple(v for v in all_videos if all(v in files for files in self._files or [self._row]))
+        self._files = [dict.fromkeys(all_videos, self.sources[0])]  # video -> file, likewise
+        self._row = {video: i for i, video in enumerate(all_videos)} if self.sources[0].is_file() else {}  # joint array
+        if not self._row:
+            streams = [stream for folder in self.sources for stream in list_files(folder).items()]
+            self._check_streams([name for name, _ in streams])
+            self._listed = [files for _, files in streams]
+            found = [files_of(files, all_videos) for files in self._listed]
+            self._files, self._notes = [mine for mine, _ in found], [note for _, note in found if note]
+        self.parts = len(self._files)  # in how many pieces a video's features come
+        self.videos = tuple(v for v in all_videos if all(v in files for files in self._files))
         if not self.videos:
             names = [path.name for files in self._listed for path in files.values()]
             names = names or sorted(path.name for path in self.sources[0].iterdir()) or ["nothing"]
             todo = f"files are found by video name, such as {all_videos[0]}; forms that are read: {' '.join(READERS)}"
             raise InputError(f"no annotated video has a feature file: found {some(names)}", self.sources[0], todo)
 
-    def _check_streams(self) -> None:
-        paths = [path.relative_to(s) for files in self._listed for path in files.values() for s in self.sources
-                 if s in path.parents]  # fmt: skip
-        streams = sorted({part.lower() for path in paths for part in path.parts[:-1]} & {"rgb", "flow"})
-        if len(self._listed) == 1 and streams and self.modalities != 1:
-            todo = 'add the other stream, or say "modalities": 1 in dataset.json'
-            raise InputError(f"only {streams[0]}/ has features", self.sources[0], todo)
-        if len(self._listed) == 2 and self.modalities == 1:
-            raise InputError(
-                'two streams of features for "modalities": 1', self.sources[0], "leave it out, or one stream"
-            )
+    def _check_streams(self, names: Sequence[str]) -> None:
+        """names: of each stream, "" where none is in a folder rgb/ or flow/."""
+        wrong = (
+            (names in (["rgb"], ["flow"]) and self.modalities != 1, f"only {names[0]}/ has features",
+             'add the other stream, or say "modalities": 1 in dataset.json'),
+            (len(names) == 2 and self.modalities == 1, 'two streams of features for "modalities": 1',
+             "leave it out, or one stream"),
+            (len(names) > 2, "rgb/ and flow/ inside the folders of RGB and flow", "give one folder"),
+        )  # fmt: skip
+        for bad, what, todo in wrong:
+            if bad:
+                raise InputError(what, self.sources[0], todo)
 
     @property
     def notes(self) -> List[str]:
@@ -92,7 +88,7 @@ class Features:
         shapes, stated = self._shapes(), self._stated_size and self._stated_size // self.parts
         counts = [Counter(shape[axis] for shape in shapes) for axis in (1, 0)]  # of widths: if [T, 2D], and if [2D, T]
         width, other = (stated or count.most_common(1)[0][0] for count in counts)
-        plain, transposed = counts[0][width], counts[1][other] if self._files else 0  # a joint array is [T, 2D]
+        plain, transposed = counts[0][width], counts[1][other] if self._listed else 0  # a joint array is [T, 2D]
         if plain == transposed == len(shapes):
             what = f"[T, 2D] and [2D, T] cannot be told apart: every file is {other} x {width}"
             raise InputError(
@@ -142,13 +138,17 @@ class Features:
                 if source:
                     what = f"flow of width {parts[-1].shape[1]} and RGB of width {width}, which must be equal"
                 raise InputError(what, self._where(video, source), "every video needs the same feature_size")
-        shortest, longest = min(map(len, parts)), max(map(len, parts))
-        if longest - shortest > MAX_CUT:
-            what = f"RGB has {len(parts[0])} snippets and flow {len(parts[1])}"
-            raise InputError(what, self._where(video), "extract them at one stride")
-        if longest > shortest:
-            self.cut[video] = longest - shortest
+        shortest = self._shortest(video, [len(part) for part in parts])
         return parts[0] if len(parts) == 1 else np.concatenate([part[:shortest] for part in parts], axis=1)
+
+    def _shortest(self, video: str, lengths: Sequence[int]) -> int:
+        """What the parts of a video are cut to; InputError where they differ by more than MAX_CUT."""
+        cut = max(lengths) - min(lengths)
+        if cut > MAX_CUT:
+            what = f"RGB has {lengths[0]} snippets and flow {lengths[1]}"
+            raise InputError(what, self._where(video), "extract them at one stride")
+        self.cut.update({video: cut} if cut else {})
+        return min(lengths)
 
     def sound(self, video: str, array: np.ndarray) -> np.ndarray:
         """``array`` of a video as float32, if T > 0 and every value is finite."""
@@ -163,10 +163,7 @@ class Features:
     def length(self, video: str) -> int:
         """T of a video; of a folder's .npy files, only the header is read."""
         axis = int(self.layout[1])
-        lengths = [self._raw(video, source, mmap=True).shape[axis] for source in range(self.parts)]
-        if 0 < max(lengths) - min(lengths) <= MAX_CUT:
-            self.cut[video] = max(lengths) - min(lengths)
-        return min(lengths)
+        return self._shortest(video, [self._raw(video, part, mmap=True).shape[axis] for part in range(self.parts)])
 
     def unused(self) -> Tuple[str, ...]:
         """Feature files that belong to no annotated video, or whose video is read from another file."""
@@ -176,7 +173,7 @@ class Features:
 
     def signature(self, videos: Sequence[str]) -> str:
         """Hash of the names, sizes and times of the files behind these videos, and of which part is whose."""
-        paths = [files[video] for video in videos for files in self._files] or [self.sources[0]]
+        paths = dict.fromkeys(files[video] for video in videos for files in self._files)
         states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         return content_hash(self._stated_size, [self._row.get(video) for video in videos], states)
 
@@ -185,14 +182,12 @@ class Features:
         self._joint = None
 
     def _where(self, video: str, source: int = 0) -> str:
-        return f"{self._files[source][video] if self._files else self.sources[0]}, {video}"
+        return f"{self._files[source][video]}, {video}"
 
     def _raw(self, video: str, source: int, mmap: bool = False) -> np.ndarray:
         """The array of a video in one source, of rank 2 and of numbers."""
-        if self._files:
-            array = read_features(self._files[source][video], mmap)
-        else:
-            array = self._joint_array()[self._row[video]]
+        joint = self._joint_array() if self._row else None
+        array = read_features(self._files[source][video], mmap) if joint is None else joint[self._row[video]]
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
             what = f"not a [T, 2D] array of numbers but {getattr(array, 'shape', type(array).__name__)}"
             raise InputError(what, self._where(video, source), "extract it again")
@@ -231,7 +226,7 @@ def feature_names(folder: Path) -> List[str]:
     """Names of the feature files in a folder of them, a file a video. InputError where it is none."""
     if not folder.is_dir():
         raise InputError("not a folder of per-video features", folder, "see python -m utils.tools.convert")
-    names = sorted({name for files in list_files(folder) for name in files})
+    names = sorted({name for files in list_files(folder).values() for name in files})
     if not names:
         raise InputError("no feature files in this folder", folder, f"forms that are read: {' '.join(READERS)}")
     return names
@@ -245,7 +240,7 @@ def folder_features(
         feature_names(folder)
     features = Features(folders, names, width, modalities)
     try:
-        features.length(features.videos[0])
+        _ = features.layout
     except InputError as error:
         what = f"the checkpoint is for features of width {width}: {error.what}"
         raise InputError(what, error.where, "use the features it was trained on") from None

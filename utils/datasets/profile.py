@@ -173,14 +173,12 @@ def annotations_path(name: str, root: Path, profile: Profile) -> Path:
     folder = root / f"{name}-Annotations"
     if folder.is_dir():
         return folder
+    others = ("Proposals_", ".", "dataset.json", SETTINGS)
     files = [p for p in sorted(root.iterdir()) if p.suffix.lower() in (".json", ".csv")]
-    files = [
-        p for p in files if p.name not in ("dataset.json", SETTINGS) and not p.name.startswith(("Proposals_", "."))
-    ]
+    files = [p for p in files if not p.name.startswith(others)]
     if len(files) != 1:
         names = ", ".join(p.name for p in files) or "no .json or .csv either"
-        todo = "name the annotations in dataset.json; " + WHERE_FROM
-        raise InputError(f"no annotations: found {names}", folder, todo)
+        raise InputError(f"no annotations: found {names}", folder, "name them in dataset.json; " + WHERE_FROM)
     return files[0]
 
 

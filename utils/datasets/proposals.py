@@ -90,8 +90,10 @@ def load_proposals(path: Path, length_s: Mapping[str, float], fix: bool = False)
         (clipped, "proposals were clipped to their video (--fix_proposals)"),
     )
     table = np.concatenate(every)
-    units = check_units(table[:, :2], table[:, 2], "proposals", path)
-    problems = problems if units is None else [units]
+    try:
+        check_units(table[:, :2], table[:, 2], "proposals", path)
+    except InputError as error:  # says more than what is wrong with single ones
+        problems = [error]
     beyond = float(np.median(ratios)) if ratios else 0.0
     lines = [f"{path}: {count} {text}" for count, text in notes if count]
     lines += [f"{path}: made by {version}"] if "SIMULATED" in version else []

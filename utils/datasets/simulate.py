@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from contextlib import ExitStack, contextmanager
@@ -57,7 +56,6 @@ def make_demo(
     root: Path,
     seed: int = 0,
     proposals_root: Optional[Path] = None,
-    progress: bool = True,
     videos: Tuple[int, int] = (100, 50),
     width: int = 64,
     dtype: str = "float16",
@@ -72,7 +70,7 @@ def make_demo(
     with new_folder(root) as folder:
         inside = proposals_root is None or Path(proposals_root).resolve() == root.resolve()
         write_annotations(folder / f"{DEMO}-Annotations", plan.annotations, plan.instances, ambiguous_s)
-        _write_features(folder / f"{DEMO}-I3D-JOINTFeatures", plan, width, dtype, progress)
+        _write_features(folder / f"{DEMO}-I3D-JOINTFeatures", plan, width, dtype)
         _write_proposals(folder if inside else Path(proposals_root), DEMO, plan, 115)
         if inside:
             write_json(folder / "dataset.json", {"proposals_root": "."})
@@ -109,86 +107,54 @@ def simulate(
     width: int = 1024,
     seed: int = 0,
     dtype: str = "float16",
-    limit: Optional[int] = None,
     proposals: int = 0,
-    progress: bool = True,
-    name: Optional[str] = None,
 ) -> Tuple[str, Profile]:
     """Write OUT/NAME-I3D-JOINTFeatures/VIDEO.npy [T, 2 * width], T = floor(duration * fps / stride), for the
     annotations ``source``, and a copy of these as OUT/NAME-Annotations. Returns NAME and its profile.
 
-    name: default, that of a folder NAME-Annotations, else of ``out``. The profile is that of OUT/dataset.json, else of
-    the one beside the annotations, else the built-in one of NAME, else the default; OUT/dataset.json is written where
-    NAME does not tell it. limit: number of videos; every class keeps a training video. proposals: mean number to
-    simulate for each video. Raises InputError where features exist already or nothing can be simulated.
+    NAME is that of a folder NAME-Annotations, else of ``out``; its profile is built in or in OUT/dataset.json.
+    proposals: mean number to simulate for each video. Raises InputError where features exist already or nothing can be
+    simulated.
     """
     source, out, mark = Path(source), Path(out), "-Annotations"
-    name = name or (source.name[: -len(mark)] if source.name.endswith(mark) else out.resolve().name)
+    name = source.name[: -len(mark)] if source.name.endswith(mark) else out.resolve().name
     target, features = child(out, name, mark), child(out, name, "-I3D-JOINTFeatures")
-    stated = [folder for folder in (out, source.parent) if (folder / "dataset.json").exists()]
-    profile = load_profile(name, stated[0]) if stated else PROFILES.get(name, Profile())
+    out.mkdir(parents=True, exist_ok=True)
+    profile = load_profile(name, out)
     read = read_annotations(source, profile)
     raise_first(read.problems)
     plan = Plan(read.annotations, read.instances, profile, seed)
-    _check(plan, source, out)
-    if limit is not None:
-        plan = _limited(plan, limit, source)
+    _check(plan, source)
     with ExitStack() as stack:
         folder = stack.enter_context(new_folder(features))
-        if limit is not None or not (target.exists() and target.samefile(source)):
-            ambiguous_s = {v: read.ambiguous_s[v] for v in plan.annotations.videos if v in read.ambiguous_s}
+        if not (target.exists() and target.samefile(source)):
             copy = stack.enter_context(new_folder(target))
-            write_annotations(copy, plan.annotations, plan.instances, ambiguous_s)
-        _write_features(folder, plan, width, dtype, progress)
+            write_annotations(copy, plan.annotations, plan.instances, read.ambiguous_s)
+        _write_features(folder, plan, width, dtype)
         write_text(folder / "SIMULATED.txt", NOTE.format(seed))
         if proposals:
             _write_proposals(out, name, plan, proposals)
-    if profile != PROFILES.get(name) and not (out / "dataset.json").exists():
-        fields = dataclasses.asdict(profile)
-        del fields["stated_subsets"]
-        fields.update(annotations=None, features=None)
-        if proposals or profile.proposals_root:
-            fields["proposals_root"] = "." if proposals else str(Path(profile.proposals_root).resolve())
-        write_json(out / "dataset.json", {k: v for k, v in fields.items() if v is not None})
     return name, profile
 
 
-def _check(plan: Plan, source: Path, out: Path) -> None:
+def _check(plan: Plan, source: Path) -> None:
     """Raise InputError for annotations that nothing can be simulated for."""
     annotations = plan.annotations
     for subset in (plan.profile.train_subset, plan.profile.test_subset):
         if subset not in annotations.subset:
-            todo = f"subsets are {sorted(set(annotations.subset))}: choose --name of {', '.join(PROFILES)}"
-            raise InputError(f"no video in subset {subset!r}", source, f"{todo}, or write {out / 'dataset.json'}")
+            todo = f"subsets are {sorted(set(annotations.subset))}: say which in dataset.json"
+            raise InputError(f"no video in subset {subset!r}", source, todo)
     unknown = np.flatnonzero(~(np.isfinite(annotations.duration_s) & (annotations.duration_s > 0)))
     if len(unknown):
         where = f"{source}, {annotations.videos[unknown[0]]}"
         raise InputError(f"{len(unknown)} videos without a duration", where, "add the durations in seconds")
 
 
-def _limited(plan: Plan, limit: int, source: Path) -> Plan:
-    """The plan for ``limit`` videos: one to test on, one to train on for every class that has any, the rest spread."""
-    full = plan.annotations
-    train, test = (full.of(subset).tolist() for subset in (plan.profile.train_subset, plan.profile.test_subset))
-    first = {c: i for i in reversed(train) for c in full.labels[i]}
-    kept = {test[0], *first.values()}
-    if limit < len(kept):
-        what = f"--limit {limit} leaves a class without a training video"
-        raise InputError(what, source, f"give {len(kept)} or more")
-    others = sorted({*train, *test} - kept)
-    more = min(limit - len(kept), len(others))
-    kept.update(others[k] for k in np.linspace(0, len(others) - 1, more).round().astype(int))
-    videos, subset, labels = (tuple(x[i] for i in sorted(kept)) for x in (full.videos, full.subset, full.labels))
-    annotations = Annotations(full.classes, videos, subset, full.duration_s[sorted(kept)], labels)
-    return plan._replace(annotations=annotations, instances=plan.instances.keep(videos))
-
-
-def _write_features(folder: Path, plan: Plan, width: int, dtype: str, progress: bool) -> None:
+def _write_features(folder: Path, plan: Plan, width: int, dtype: str) -> None:
     """Write FOLDER/VIDEO.npy, ``dtype`` [T, 2 * width], for every video of the plan."""
     shared = world.make_world(plan.seed, len(plan.annotations.classes), width)
     folder.mkdir(parents=True, exist_ok=True)
-    count, quiet = len(plan.annotations.videos), None if progress else True
-    bar = tqdm(plan.walk(), "simulating features", count, unit="video", disable=quiet)
+    bar = tqdm(plan.walk(), "simulating features", len(plan.annotations.videos), unit="video", disable=None)
     for video, _, _, length, _, events in bar:
         features = world.make_features(world.generator(plan.seed, video, "features"), length, events, shared)
         np.save(child(folder, video, ".npy"), features.astype(dtype))

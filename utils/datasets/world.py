@@ -66,7 +66,7 @@ def make_world(seed: int, num_class: int, width: int) -> World:
         prototypes.append(np.concatenate([classes, cores, scenes]).astype(np.float32))
         nuisance.append(noise.astype(np.float32))
         bias.append(rng.normal(-0.3, 0.3, width).astype(np.float32))
-    return World((prototypes[0], prototypes[1]), (nuisance[0], nuisance[1]), (bias[0], bias[1]))
+    return World(tuple(prototypes), tuple(nuisance), tuple(bias))
 
 
 def make_instances(rng: np.random.Generator, length: int, num_class: int) -> Tuple[np.ndarray, np.ndarray]:

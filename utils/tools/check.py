@@ -203,8 +203,7 @@ def check_instances(f: Findings, read: Read, longest_s: np.ndarray, profile: Pro
     """Instances against their video. longest_s: float64 [V] seconds that each video can have, NaN if unknown."""
     instances, videos = read.instances, np.array(read.annotations.videos)
     (start_s, end_s), length_s = instances.segment_s.T, longest_s[instances.video]
-    units = check_units(instances.segment_s, length_s, "instances")
-    f.problems([units] if units else [])
+    f.attempt(check_units, instances.segment_s, length_s, "instances")
     over_s = end_s - length_s
     repeats = pd.DataFrame(np.c_[instances.video, instances.label, instances.segment_s]).duplicated().to_numpy()
     kinds = (

@@ -38,16 +38,11 @@ and no duration; what is read from them gets the subset --subset.
 examples:
   python -m utils.tools.convert annotations activity_net.v1-3.min.json --to npy --out data/X/X-Annotations
   python -m utils.tools.convert annotations labels.json --subset training --to activitynet --out data/X/X.json"""
-DETECTIONS = """Detections from detections.json (also of other programs), a plain CSV (video,label,start,end,score),
-FiftyOne or VIA 3 into
+FORM_LINES = formats.__doc__.split("\n\n")[1]
+DETECTIONS = f"""Detections from detections.json (also of other programs), a plain CSV (video,label,start,end,score),
+FiftyOne or VIA 3 into one of
 
-  activitynet  what the official evaluator and eval.detection read
-  csv          a row a detection: video,label,start,end,score
-  fiftyone     labels.json of a FiftyOneTemporalDetectionDataset
-  via          CSV of the VGG Image Annotator 3
-  labelstudio  predictions to import; frames, so give --fps
-  vtt          subtitles for a player, a file a video
-  audacity     label tracks, a file a video
+{FORM_LINES}
 
 example:
   python -m utils.tools.convert detections output/X-train/detections.json --to vtt --min_score 0.3"""
@@ -181,9 +176,7 @@ def _detections(args: Namespace) -> str:
     if segments is None or segments.score is None:
         raise InputError("not a file of detections", args.source, "convert detections --help says what is read")
     if args.min_score is not None:
-        kept = segments.score >= args.min_score
-        columns = {name: getattr(segments, name)[kept] for name in ("video", "segment_s", "label", "score")}
-        segments = replace(segments, **columns)
+        segments = segments.take(segments.score >= args.min_score)
     write_segments(segments, args.to, args.out, formats.How(args.fps, args.suffix))
     return f"{len(segments.video):,} detections in {len(segments.videos):,} videos"
 

@@ -6,8 +6,8 @@ examples:
   python -m utils.tools.demo --annotations DIR/Thumos14reduced-Annotations --out data/Thumos14reduced
       THUMOS14 at full size, for its real proposals
   python -m utils.tools.demo --annotations DIR/activity_net.v1-2.min-missing-removed.json \\
-                             --out data/ActivityNet1.2 --limit 300 --width 128 --proposals 30
-      a part of ActivityNet1.2 with simulated proposals
+                             --out data/ActivityNet1.2 --width 128 --proposals 30
+      ActivityNet1.2 with simulated proposals
 """
 
 from __future__ import annotations
@@ -27,12 +27,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = Parser(prog="python -m utils.tools.demo", description=__doc__)
     add = parser.add_argument_group("what to make").add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write into; it is made if need be")
-    text = "folder, JSON or CSV: simulate features for these (default: invent the small dataset Demo)"
+    text = "simulate features for these (default: invent the small dataset Demo); a folder NAME-Annotations names the "
+    text += "dataset, else the last part of --out does, whose dataset.json says what no built-in profile does"
     add("--annotations", type=Path, metavar="PATH", help=text)
-    text = "name of the dataset (default: that of a folder NAME-Annotations, else the last part of DIR)"
-    add("--name", metavar="NAME", help=text)
-    text = "number of videos to keep, at least one training video for each class (default: all)"
-    add("--limit", type=COUNT, metavar="N", help=text)
     text = "proposals to simulate for each video (default: 0, use real ones; Demo always has 115)"
     add("--proposals", type=number(int, 0), default=0, metavar="N", help=text)
     add = parser.add_argument_group("how").add_argument
@@ -43,14 +40,14 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     add("--seed", type=number(int, 0), default=0, metavar="N", help="random seed (default: %(default)s)")
     args = parser.parse_args(argv)
     demo = args.annotations is None
-    if demo and (args.name or args.limit or args.proposals):
-        parser.error("--name, --limit and --proposals are for --annotations")
+    if demo and args.proposals:
+        parser.error("--proposals is for --annotations")
     if demo:
         name, profile = DEMO, PROFILES[DEMO]
         make_demo(args.out, args.seed, width=args.width or 64, dtype=args.dtype)
     else:
-        how = dict(limit=args.limit, proposals=args.proposals, name=args.name)
-        name, profile = simulate(args.annotations, args.out, args.width or 1024, args.seed, args.dtype, **how)
+        how = (args.width or 1024, args.seed, args.dtype, args.proposals)
+        name, profile = simulate(args.annotations, args.out, *how)
     print(f"SIMULATED features of {name} are in {args.out}: for trying the program, not for results.")
     line = ["python", "main.py", "--run_type", "train", "--dataset_name", name, "--dataset_root", str(args.out)]
     if demo or args.proposals:
