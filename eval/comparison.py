@@ -166,7 +166,7 @@ def picture(tables: Sequence[Table], frame: pd.DataFrame, title: str, grey: bool
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
     grid[-1, 0].set_xlabel(f"{shown_columns(frame)[-1]}, percent: mean and one sd over seeds", fontsize=8)
-    text = f"difference, points, with 95 % interval; diamond: the paper's{', on THUMOS14' * grey}"
+    text = f"difference and 95 % interval; diamond: paper{', on THUMOS14' * grey}"
     grid[-1, 1].set_xlabel(text, fontsize=8)
     return figure
 
