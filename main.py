@@ -102,8 +102,7 @@ def train_step(
     recipe, device = args.numbers, inputs.rows.device
     torch.manual_seed(torch_seed(args.seed, "dropout", epoch, step, rank))
     with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-        padding = padding_rows(args.losses, recipe, args.dropout_ratio)
-        outputs = net(inputs.rows, inputs.index, padding=padding, share_rows=args.share_rows)
+        outputs = net(inputs.rows, inputs.index, padding=batch.packing.draws, share_rows=args.share_rows)
     terms = seal_terms(outputs, batch, recipe, epoch, args.max_epoch, args.losses)
     optimizer.zero_grad(set_to_none=True)
     terms["loss_total"].backward()
@@ -159,7 +158,9 @@ class Run:
         """One step on these videos; its terms join the epoch's records."""
         args, group = self.args, self.group
         mine = videos[group.rank :: group.size]
-        made = packed_batch(self.data.train, mine, group.device, self.pseudo, args.max_proposal, args.seed, self.epoch)
+        draws = padding_rows(args.losses, args.numbers, args.dropout_ratio)
+        drawn = (args.max_proposal, args.seed, self.epoch, draws)
+        made = packed_batch(self.data.train, mine, group.device, self.pseudo, *drawn)
         terms = train_step(self.net, self.optimizer, *made, args, epoch=self.epoch, step=self.step, rank=group.rank)
         self.term_names = list(terms)
         self.records.append(torch.stack(list(terms.values())))
