@@ -248,7 +248,7 @@ class Inputs(NamedTuple):
     """What the network takes: distinct rows, and the row of each proposal."""
 
     rows: Tensor  # float32, or bfloat16 where they are kept so, [U, 6D]
-    index: Tensor  # int64 [N]
+    index: Tensor  # int64 [N + K], and after them that of each draw of the row that pads the batch
 
 
 def packed_batch(
@@ -284,6 +284,7 @@ def packed_batch(
 
     counts, *packing = pack(tuple(map(len, proposals)), draws)
     of_split = [split.labels, *(pseudo or np.zeros((2, len(split.videos)), np.int64))]
+    index.append(np.arange(draws) + sum(map(len, picks)))
     made = [np.concatenate(index), split.rows.places(videos, picks), np.concatenate(proposals).astype(np.float32)]
     made = [torch.from_numpy(values) for values in (*made, *(values[videos] for values in of_split))]
     index, places, segments, labels, label, confidence, *packing = send([*made, *packing], device)
