@@ -282,12 +282,12 @@ def packed_batch(
         picks.append(used)
         proposals.append(segments)
 
-    counts, *packing = pack(tuple(map(len, proposals)), draws)
+    counts, *packing, weight = pack(tuple(map(len, proposals)), draws)
     of_split = [split.labels, *(pseudo or np.zeros((2, len(split.videos)), np.int64))]
     index.append(np.arange(draws) + sum(map(len, picks)))
     made = [np.concatenate(index), split.rows.places(videos, picks), np.concatenate(proposals).astype(np.float32)]
     made = [torch.from_numpy(values) for values in (*made, *(values[videos] for values in of_split))]
-    index, places, segments, labels, label, confidence, *packing = send([*made, *packing], device)
+    index, places, segments, labels, label, confidence, *packing = send([*made, *packing, weight.float()], device)
     names = tuple(split.videos[v] for v in videos)
     rows = split.rows.gather(videos, picks, places).to(device, non_blocking=True)
     return Inputs(rows, index), Batch(segments, Packing(counts, *packing), labels, label, confidence, names)

@@ -95,8 +95,9 @@ def match_pseudo_true(proposals: Tensor, attention: Tensor, packing: Packing, ga
     no_instance = each < gamma * each.amax(1, keepdim=True)
     begins, ends = pad(proposals, packing, 0).unbind(2)
     # What is no instance begins at infinity and so overlaps nothing.
-    begins, step = begins.masked_fill(no_instance, math.inf), max(1, BLOCK // len(video))
-    best, place = torch.zeros_like(start), torch.zeros_like(video)
+    begins = begins.masked_fill(no_instance, math.inf)
+    step = max(1, (8 * BLOCK if video.is_cuda else BLOCK) // len(video))  # a card's memory is fast, a CPU's cache small
+    best, place = length, video  # of the blocks so far
     for number, instances in enumerate(zip(begins.split(step, 1), ends.split(step, 1))):
         b, e = (x.index_select(0, video) for x in instances)
         common = torch.minimum(end[:, None], e).sub_(torch.maximum(start[:, None], b)).clamp_(min=0)
@@ -134,7 +135,7 @@ def pc_loss(
     # c_i = (s1 + s2) / 2 + s_pc,i (e1 - s2) / 2, so that c_i - C_G,i = offset_i + s_pc,i reach_i
     offset, reach = (s1 + s2) / 2 - g_centre, common / 2
     if all_pairs:
-        pairs = _pairs(packing, offset * overlaps, reach * overlaps)
+        pairs = _pairs(packing, torch.stack([offset, reach], 1) * overlaps[:, None])
         rows = [smooth_l1(torch.addcmul(offset_j, s_pc[i, None], reach_j)).sum(1) for i, offset_j, reach_j in pairs]
         centres = torch.cat(rows) if len(rows) > 1 else rows[0]
     else:
@@ -146,17 +147,17 @@ def pc_loss(
     return masked_mean(parts, overlaps)
 
 
-def _pairs(packing: Packing, *columns: Tensor):
-    """For proposals i (a slice) what the columns [N] hold of every proposal j of the same video, [n, L] each or [1, L],
-    0 where there is none: of all at once, or video by video where all pairs of the batch would be too many."""
+def _pairs(packing: Packing, columns: Tensor):
+    """For proposals i (a slice) what the columns [N, 2] hold of every proposal j of the same video, [n, L] or [1, L]
+    each, 0 where there is none: of all at once, or video by video where all pairs of the batch would be too many."""
     if packing.videos * max(packing.counts) ** 2 <= 8 * BLOCK:
-        tables = pad(torch.stack(columns, 1), packing, 0).transpose(1, 2)
+        tables = pad(columns, packing, 0).transpose(1, 2)
         yield slice(None), *tables.index_select(0, packing.video).unbind(1)
     else:
         first = 0
         for count in packing.counts:
             i, first = slice(first, first + count), first + count
-            yield i, *(x[None, i] for x in columns)
+            yield i, *columns[i].t()[:, None]
 
 
 def st_loss(
@@ -215,8 +216,8 @@ def consistency_loss(
     expect(s_base=(s_base, "N K"), s_supp=(s_supp, "N K"), video=(video, "N"))
     error = F.mse_loss(s_base[:, :-1].softmax(1), s_supp[:, :-1].softmax(1), reduction="none").mean(1)
     weight = torch.ones_like(error) if weight is None else weight
-    share = weight / group_sum(weight, video, videos).index_select(0, video)  # of each row in its video's mean
-    return (error * share).sum() / videos
+    share = weight / (videos * group_sum(weight, video, videos)).index_select(0, video)  # of each row in the mean
+    return (error * share).sum()
 
 
 def sc_loss(l_st: Tensor, l_c: Tensor, alpha: float) -> Tensor:
