@@ -83,6 +83,14 @@ def test_tensorboard_has_the_authors_tags_and_the_schedule(finished):
     assert any("options" in tag for tag in events.Tags()["tensors"])
 
 
+def test_every_evaluation_has_its_pictures_where_that_is_asked_for(root, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run(root, tmp_path / "a", "--pictures", "all") / "logs")).Reload()
+    tags = [tag for tag in events.Tags()["images"] if tag.startswith("timeline/video_")]
+    assert tags and [e.step for e in events.Images(tags[0])] == [2, 4]
+
+
 def test_detections_of_a_run_score_as_its_results_say(root, finished, tmp_path):
     data = ["--dataset_name", "Tiny", "--dataset_root", str(root), "--protocol", "wtal"]
     detection.main(["--detections", str(finished / "detections.json"), *data, "--output", str(tmp_path / "m.json")])

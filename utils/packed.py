@@ -122,8 +122,3 @@ def pad(x: Tensor, packing: Packing, fill: float) -> Tensor:
     longest = max(packing.counts)
     padded = x.new_full((packing.videos * longest, *x.shape[1:]), fill)
     return padded.index_copy_(0, packing.slot, x).reshape(packing.videos, longest, *x.shape[1:])
-
-
-def video_max(x: Tensor, packing: Packing) -> Tensor:
-    """[N, ...] packed rows -> the largest of each video [B, ...]."""
-    return pad(x, packing, float("-inf")).amax(1)
