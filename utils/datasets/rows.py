@@ -152,7 +152,7 @@ def _build(folder: Path, videos, proposals, load: LoadFeatures, roi_size: int, d
             features = load(video)
             means.append(mean_of(features))
             rows = _rows(features, proposals[v], roi_size).to(getattr(torch, dtype))
-            if not rows.isfinite().all():
+            if len(rows) and not torch.stack(rows.aminmax()).isfinite().all():  # NaN is its own extreme
                 raise InputError(f"features too large for {dtype}", video, "use --cache_dtype float32")
             rows = rows.view(torch.int16) if dtype == "bfloat16" else rows
             with open(_file(folder, v), "wb") as file:  # given the path, numpy would hide a full disk's errno
