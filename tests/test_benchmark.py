@@ -66,5 +66,6 @@ def test_a_step_has_few_operations(tmp_path, recipe, most, more):
     for _ in range(2):  # the first step also makes the state of Adam
         with benchmark.Operations() as operations:
             main.train_step(model, optimizer, *made, args, epoch=3, step=0)
-    casts = 30 * ("bf16" in more)  # weights to bfloat16 and gradients back
-    assert 200 < operations.count <= most + casts
+    casts = 40 * ("bf16" in more)  # weights to bfloat16 and gradients back
+    apart = 0 if optimizer.defaults["fused"] else 150  # of an Adam that this torch does not fuse on a CPU
+    assert 200 < operations.count <= most + casts + apart

@@ -67,9 +67,10 @@ class Rows:
         """Keep all rows in the memory of a CUDA device if they take at most ``share`` of what is free there."""
         if device.type != "cuda" or not len(self.size):
             return
-        one, total = self.read(0), int(self.start[-1])
-        if total * self.width * one.element_size() <= share * torch.cuda.mem_get_info(device)[0]:
-            held = torch.empty(total, self.width, dtype=one.dtype, device=device)
+        total, stored = int(self.start[-1]), self.read(0).dtype
+        dtype = stored if stored == torch.float16 else self.dtype
+        if total * self.width * dtype.itemsize <= share * torch.cuda.mem_get_info(device)[0]:
+            held = torch.empty(total, self.width, dtype=dtype, device=device)
             for video, part in enumerate(held.split(self.size.tolist())):
                 part.copy_(self.read(video))
             self._on_device = held
