@@ -21,7 +21,7 @@ from utils.datasets.rows import Rows, cached_rows, live_rows
 from utils.datasets.simulate import make_demo
 from utils.errors import InputError, raise_first, some
 from utils.files import content_hash, file_hash, load_array, locked, save_array
-from utils.packed import Batch, Packing, pack
+from utils.packed import Batch, Packing, pack, send
 from utils.run.report import log
 from utils.seeds import stream
 from utils.segments import Segments, check_units, to_snippets
@@ -187,10 +187,11 @@ def _split(source: Source, split: str, args: Options) -> Split:
     if without:
         effect = "not trained on" if split == "train" else "no detections from them"
         log(f"{len(without)} of {len(videos)} {split} videos have no proposal ({effect}): {some(without)}")
+    dtype = "bfloat16" if args.amp == "bf16" else args.cache_dtype
     if cache_dir is None:
-        rows = live_rows(videos, proposals, features.load, args.roi_size)
+        rows = live_rows(videos, proposals, features.load, args.roi_size, dtype)
     else:
-        name, dtype = f"{source.name}-{split}", args.cache_dtype
+        name = f"{source.name}-{split}"
         rows = cached_rows(cache_dir, name, videos, proposals, features.load, signature, args.roi_size, dtype)
     features.release()
     hashes = {"features": content_hash(num_snippets, rows.video_mean), "proposals": file_hash(path)}
@@ -246,8 +247,8 @@ def epoch_order(videos: np.ndarray, batch_size: int, seed: int, epoch: int) -> L
 class Inputs(NamedTuple):
     """What the network takes: distinct rows, and the row of each proposal."""
 
-    rows: Tensor  # float32 [U, 6D]
-    index: Tensor  # int64 [N]
+    rows: Tensor  # float32, or bfloat16 where they are kept so, [U, 6D]
+    index: Tensor  # int64 [N + K], and after them that of each draw of the row that pads the batch
 
 
 def packed_batch(
@@ -258,11 +259,14 @@ def packed_batch(
     max_proposal: Optional[int] = None,
     seed: int = 0,
     epoch: int = 0,
+    draws: int = 0,
 ) -> Tuple[Inputs, Batch]:
     """Pack some videos of a split on ``device``: inputs of the network, and the batch that the losses see.
 
     Each video needs a proposal. pseudo: pseudo-label and confidence of every video of the split, int64 [V] each. Of a
-    video with more than ``max_proposal`` proposals a random subset is taken, drawn for each epoch and video.
+    video with more than ``max_proposal`` proposals a random subset is taken, drawn for each epoch and video. draws: of
+    the row that pads a batch (utils/packed.py). All that depends on the batch alone is made here, on the host, and
+    travels to the device in one copy.
     """
     videos = list(videos)
     picks, index, proposals = [], [], []
@@ -278,21 +282,12 @@ def packed_batch(
         picks.append(used)
         proposals.append(segments)
 
-    def put(tensor: Tensor) -> Tensor:
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-    def of_videos(values: Optional[np.ndarray]) -> Tensor:
-        return put(torch.from_numpy(values[videos] if values is not None else np.zeros(len(videos), np.int64)))
-
-    counts, *placing = pack(tuple(len(p) for p in proposals))
-    label, confidence = pseudo if pseudo is not None else (None, None)
-    batch = Batch(
-        proposals=put(torch.from_numpy(np.concatenate(proposals).astype(np.float32))),
-        packing=Packing(counts, *map(put, placing)),
-        labels=of_videos(split.labels),
-        pseudo_label=of_videos(label),
-        confidence=of_videos(confidence),
-        names=tuple(split.videos[v] for v in videos),
-    )
-    rows = split.rows.gather(videos, picks)
-    return Inputs(rows.to(device, non_blocking=True), put(torch.from_numpy(np.concatenate(index)))), batch
+    counts, *packing, weight = pack(tuple(map(len, proposals)), draws)
+    of_split = [split.labels, *(pseudo or np.zeros((2, len(split.videos)), np.int64))]
+    index.append(np.arange(draws) + sum(map(len, picks)))
+    made = [np.concatenate(index), split.rows.places(videos, picks), np.concatenate(proposals).astype(np.float32)]
+    made = [torch.from_numpy(values) for values in (*made, *(values[videos] for values in of_split))]
+    index, places, segments, labels, label, confidence, *packing = send([*made, *packing, weight.float()], device)
+    names = tuple(split.videos[v] for v in videos)
+    rows = split.rows.gather(videos, picks, places).to(device, non_blocking=True)
+    return Inputs(rows, index), Batch(segments, Packing(counts, *packing), labels, label, confidence, names)

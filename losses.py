@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from options import Recipe
-from utils.packed import BLOCK, Batch, Outputs, Packing, expect, group_sum, pad, video_max, video_mean
+from utils.packed import BLOCK, Batch, Outputs, Packing, expect, group_sum, pad, video_mean
 
 MODERATE, HIGH = 1, 2  # confidence of a pseudo-label; 0: none
 PADDING_DRAWS = 32  # rows that stand for all that pad a batch: each has a dropout of its own in the authors' code
@@ -32,18 +32,18 @@ def smooth_l1(x: Tensor) -> Tensor:
 
 
 def mil_loss(scores: Tensor, labels: Tensor, packing: Packing, k: int = 8) -> Tensor:
-    """L_cls of one kind of scores: multiple-instance learning over the proposals of each video (P-MIL, 2023).
+    """L_cls of S kinds of scores [S]: multiple-instance learning over the proposals of each video (P-MIL, 2023).
 
-    scores [N, K] logits, labels [B, K] multi-hot: per class the mean of the top max(1, M // k) of a video's M
+    scores [N, S, K] logits, labels [B, S, K] multi-hot: per class the mean of the top max(1, M // k) of a video's M
     scores, then softmax cross-entropy against labels / (their sum + 1e-4), mean over the videos.
     """
-    expect(packing, scores=(scores, "N K"), labels=(labels, "B K"))
-    kept = packing.size.div(k, rounding_mode="floor").clamp(min=1)[:, None, None]
+    expect(packing, scores=(scores, "N S K"), labels=(labels, "B S K"))
+    kept = packing.size.div(k, rounding_mode="floor").clamp_(min=1)[:, None, None, None]
     top = pad(scores, packing, -math.inf).topk(max(1, max(packing.counts) // k), dim=1).values
-    rank = torch.arange(top.shape[1], device=top.device)[None, :, None]
-    video_score = (top.masked_fill(rank >= kept, 0) / kept).sum(1)
-    target = labels / (labels.sum(1, keepdim=True) + 1e-4)
-    return -(target * video_score.log_softmax(1)).sum(1).mean()
+    rank = torch.arange(top.shape[1], device=top.device)[:, None, None]
+    video_score = top.masked_fill(rank >= kept, 0).sum(1) / kept[:, 0]
+    target = labels / (labels.sum(2, keepdim=True) + 1e-4)
+    return -(target * video_score.log_softmax(2)).sum(2).mean(0)
 
 
 def pseudo_labels(means: Tensor, *descriptors: Tensor) -> Tuple[Tensor, Tensor]:
@@ -76,8 +76,9 @@ def sme_loss(p: Tensor, pseudo_label: Tensor, confidence: Tensor, moderate: floa
     times that over the moderate ones (pseudo_label, confidence int64 [B])."""
     expect(p=(p, "B C"), pseudo_label=(pseudo_label, "B"), confidence=(confidence, "B"))
     onehot = pseudo_label[:, None] == torch.arange(p.shape[1], device=p.device)
-    mse = (p - onehot.to(p)).square().mean(1)
-    return masked_mean(mse, confidence == HIGH) + moderate * masked_mean(mse, confidence == MODERATE)
+    mse = F.mse_loss(p, onehot.to(p), reduction="none").mean(1)
+    high, middle = (x / x.sum(dtype=p.dtype).clamp(min=1) for x in (confidence == HIGH, confidence == MODERATE))
+    return (mse * (high + moderate * middle)).sum()
 
 
 @torch.no_grad()
@@ -88,22 +89,24 @@ def match_pseudo_true(proposals: Tensor, attention: Tensor, packing: Packing, ga
     overlaps bool [N], whether there is one that overlaps at all. Instances are walked in blocks of at most BLOCK pairs.
     """
     expect(packing, proposals=(proposals, "N 2"), attention=(attention, "N"))
-    video = packing.video
-    instance = attention >= gamma * video_max(attention, packing).index_select(0, video)
-    start, end = proposals.unbind(1)
-    length = end - start
-    # What is no instance begins at infinity, as padding does, and so overlaps nothing.
-    begins = pad(start.masked_fill(~instance, math.inf), packing, math.inf)
-    ends, lengths = pad(end, packing, 0), pad(length, packing, 0)
-    best, place = torch.zeros_like(start), torch.zeros_like(video)
-    step = max(1, BLOCK // len(video))
-    for first in range(0, max(packing.counts), step):
-        b, e, other = (x[:, first : first + step].index_select(0, video) for x in (begins, ends, lengths))
+    video, (start, end) = packing.video, proposals.unbind(1)
+    length = (end - start).clamp_(min=torch.finfo(start.dtype).tiny)  # so that no union is 0
+    each = pad(attention, packing, -math.inf)
+    no_instance = each < gamma * each.amax(1, keepdim=True)
+    begins, ends = pad(proposals, packing, 0).unbind(2)
+    # What is no instance begins at infinity and so overlaps nothing.
+    begins = begins.masked_fill(no_instance, math.inf)
+    step = max(1, (8 * BLOCK if video.is_cuda else BLOCK) // len(video))  # a card's memory is fast, a CPU's cache small
+    best, place = length, video  # of the blocks so far
+    for number, instances in enumerate(zip(begins.split(step, 1), ends.split(step, 1))):
+        b, e = (x.index_select(0, video) for x in instances)
         common = torch.minimum(end[:, None], e).sub_(torch.maximum(start[:, None], b)).clamp_(min=0)
-        union = other.add_(length[:, None]).sub_(common).clamp_(min=torch.finfo(length.dtype).tiny)
+        union = e.sub_(b).add_(length[:, None]).sub_(common)
         tiou, at = common.div_(union).max(1)
-        place = torch.where(tiou > best, at + first, place)
-        best = torch.maximum(best, tiou)
+        if number:
+            at = torch.where(tiou > best, at + number * step, place)
+            tiou = torch.maximum(best, tiou)
+        best, place = tiou, at
     return packing.first.index_select(0, video) + place, best > 0
 
 
@@ -123,35 +126,38 @@ def pc_loss(
     over the pairs of each video, score of i with geometry of j.
     """
     expect(packing, s_pc=(s_pc, "N"), proposals=(proposals, "N 2"), matched=(matched, "N"), overlaps=(overlaps, "N"))
-    start, end = proposals.to(s_pc.dtype).unbind(1)
-    g_start, g_end = start.index_select(0, matched), end.index_select(0, matched)
-    s1, s2, e1 = torch.minimum(start, g_start), torch.maximum(start, g_start), torch.minimum(end, g_end)
-    centre, g_centre = (start + end) / 2, (g_start + g_end) / 2
-
-    def c(score: Tensor, s1: Tensor, s2: Tensor, e1: Tensor) -> Tensor:
-        return (s1 + s2) / 2 + score * (e1 - s2) / 2
-
+    proposals = proposals.to(s_pc.dtype)
+    instance = proposals.index_select(0, matched)
+    (start, _), (g_start, g_end) = proposals.unbind(1), instance.unbind(1)
+    s1, e1 = torch.minimum(proposals, instance).unbind(1)
+    s2, centre, g_centre = torch.maximum(start, g_start), proposals.mean(1), instance.mean(1)
+    common, g_length = e1 - s2, g_end - g_start
+    # c_i = (s1 + s2) / 2 + s_pc,i (e1 - s2) / 2, so that c_i - C_G,i = offset_i + s_pc,i reach_i
+    offset, reach = (s1 + s2) / 2 - g_centre, common / 2
     if all_pairs:
-        total = s_pc.new_zeros(())
-        for score, *geometry, valid in _tables(packing, s_pc, s1, s2, e1, g_centre, overlaps):
-            s1_j, s2_j, e1_j, g_centre_j = (x[:, None] for x in geometry)
-            pairs = smooth_l1(c(score[:, :, None], s1_j, s2_j, e1_j) - g_centre_j)
-            total = total + pairs.masked_fill(~(valid[:, :, None] & valid[:, None]), 0).sum()
-        centres = total / overlaps.sum().clamp(min=1)
+        pairs = _pairs(packing, torch.stack([offset, reach], 1) * overlaps[:, None])
+        rows = [smooth_l1(torch.addcmul(offset_j, s_pc[i, None], reach_j)).sum(1) for i, offset_j, reach_j in pairs]
+        centres = torch.cat(rows) if len(rows) > 1 else rows[0]
     else:
-        centres = masked_mean(smooth_l1(c(s_pc, s1, s2, e1) - g_centre), overlaps)
-    i, g_length = (e1 - s2).clamp(min=1e-6), g_end - g_start
-    distances = masked_mean(smooth_l1((centre - g_centre).abs() / i), overlaps)
-    penalties = masked_mean((1 - s_pc) * (i < 0.5 * g_length), overlaps)
-    return factors[0] * centres + factors[1] * distances + factors[2] * penalties
+        centres = smooth_l1(torch.addcmul(offset, s_pc, reach))
+    i = common.clamp(min=1e-6)
+    distances = smooth_l1((centre - g_centre).abs() / i)
+    penalties = (1 - s_pc) * (i < 0.5 * g_length)
+    parts = torch.add(torch.add(factors[0] * centres, distances, alpha=factors[1]), penalties, alpha=factors[2])
+    return masked_mean(parts, overlaps)
 
 
-def _tables(packing: Packing, *columns: Tensor):
-    """Columns [N] as padded tables [B, L], or video by video where all pairs of the batch would be too many."""
+def _pairs(packing: Packing, columns: Tensor):
+    """For proposals i (a slice) what the columns [N, 2] hold of every proposal j of the same video, [n, L] or [1, L]
+    each, 0 where there is none: of all at once, or video by video where all pairs of the batch would be too many."""
     if packing.videos * max(packing.counts) ** 2 <= 8 * BLOCK:
-        yield tuple(pad(x, packing, 0) for x in columns)
+        tables = pad(columns, packing, 0).transpose(1, 2)
+        yield slice(None), *tables.index_select(0, packing.video).unbind(1)
     else:
-        yield from ([x[None] for x in video] for video in zip(*(x.split(packing.counts) for x in columns)))
+        first = 0
+        for count in packing.counts:
+            i, first = slice(first, first + count), first + count
+            yield i, *columns[i].t()[:, None]
 
 
 def st_loss(
@@ -173,24 +179,30 @@ def st_loss(
     expect(f_prop=(f_prop, "N 2D"), s_base=(s_base, "N K"), s_supp=(s_supp, "N K"), video=(video, "N"))
     expect(labels=(labels, "B C"), actions=(s_base[:, :-1], "N C"))
     weight = f_prop.new_ones(len(f_prop)) if weight is None else weight
-    wanted = labels > 0
-    if first_class:
-        wanted = wanted & (wanted.cumsum(1) == 1)
-    groups = wanted.numel()  # one for each class of each video
-    base, supp = (video * labels.shape[1] + s[:, :-1].argmax(1) for s in (s_base, s_supp))
-    in_both = (base == supp).to(weight) * weight
-    size = group_sum(in_both, base, groups)
-    descriptor = group_sum(f_prop * in_both[:, None], base, groups) / size.clamp(min=1e-6)[:, None]
-    has_descriptor = wanted.flatten() & (size > 0)
+    base, supp = (s[:, :-1].argmax(1) for s in (s_base, s_supp))
+    if first_class:  # a group for each video
+        c = labels.argmax(1).index_select(0, video)
+        in_base, in_supp, wanted = base == c, supp == c, labels.amax(1) > 0
+        base, in_both, in_either = video, weight * (in_base & in_supp), weight * (in_base | in_supp)
+    else:  # for each class of each video; where base and supp differ, a proposal is in two N_c
+        base, supp, wanted = video * labels.shape[1] + base, video * labels.shape[1] + supp, labels.flatten() > 0
+        in_both = weight * (base == supp)
+    size = group_sum(in_both, base, len(wanted))
+    descriptor = group_sum(f_prop * in_both[:, None], base, len(wanted)) / size.clamp(min=1e-6)[:, None]
+    has_descriptor = wanted & (size > 0)
 
-    distance, count = (weight.new_zeros(groups) for _ in range(2))
-    for group, counted in ((base, weight), (supp, weight - in_both)):  # where they differ, a proposal is in two N_c
+    def distances(group: Tensor, counted: Tensor) -> Tuple[Tensor, Tensor]:
         counted = counted * has_descriptor.index_select(0, group)
         apart = torch.linalg.vector_norm(f_prop - descriptor.index_select(0, group), dim=1)
-        distance = distance.index_add(0, group, apart * counted)
-        count = count.index_add(0, group, counted)
+        return apart * counted, counted
+
     if first_class:
+        distance, count = distances(video, in_either)
         return distance.sum() / count.sum().clamp(min=1e-6)
+    distance, count = (
+        group_sum(x, base, len(wanted)).index_add(0, supp, y)
+        for x, y in zip(distances(base, weight), distances(supp, weight - in_both))
+    )
     per_class = (distance / count.clamp(min=1e-6)).reshape(labels.shape)
     classes = has_descriptor.reshape(labels.shape).sum(1)
     return masked_mean(per_class.sum(1) / classes.clamp(min=1), classes > 0)
@@ -202,9 +214,10 @@ def consistency_loss(
     """L_c, Eq. (12): MSE of the softmaxes over the C actions of s_base and s_supp [N, C+1], mean over each video's
     rows, weight [N] each (None: 1), then over the videos."""
     expect(s_base=(s_base, "N K"), s_supp=(s_supp, "N K"), video=(video, "N"))
-    error = (s_base[:, :-1].softmax(1) - s_supp[:, :-1].softmax(1)).square().mean(1)
+    error = F.mse_loss(s_base[:, :-1].softmax(1), s_supp[:, :-1].softmax(1), reduction="none").mean(1)
     weight = torch.ones_like(error) if weight is None else weight
-    return (group_sum(error * weight, video, videos) / group_sum(weight, video, videos)).mean()
+    share = weight / (videos * group_sum(weight, video, videos)).index_select(0, video)  # of each row in the mean
+    return (error * share).sum()
 
 
 def sc_loss(l_st: Tensor, l_c: Tensor, alpha: float) -> Tensor:
@@ -213,36 +226,18 @@ def sc_loss(l_st: Tensor, l_c: Tensor, alpha: float) -> Tensor:
 
 
 class Step(NamedTuple):
-    """What a term may look at: the outputs of N proposals and of the rows that pad the batch, and the batch."""
+    """What a term may look at: outputs of N proposals and of K draws of the row that pads the batch, and the batch."""
 
-    outputs: Outputs  # s_base [N, C+1], attention [N], s_pc [N], f_prop [N, 2D]
-    s_supp: Tensor  # [N, C+1]
-    padding: Outputs  # the same of K rows, 0 or more: draws of the row that pads a batch
+    outputs: Outputs  # s_base [N, C+1], attention [N], s_pc [N], f_prop [N, 2D]; scores [N, 2, C+1]: s_base, s_supp
+    drawn: Outputs  # the same of N + K rows
     batch: Batch
     labels: Tensor  # [B, C] of the outputs' dtype
     recipe: Recipe
     numbers: Dict[str, float]  # of the term's schedule at this epoch
 
-    def rows(self, name: str) -> Tensor:
-        """An output of the proposals and, behind them, of the padding of each video."""
-        own, draws = self.outputs[name], self.padding[name]
-        return torch.cat([own, draws.repeat(self.batch.packing.videos, *[1] * (own.ndim - 1))]) if len(draws) else own
-
-    def padded(self) -> Tuple[Tensor, Tensor]:
-        """Video int64 and weight of each of these rows: a video's K rows weigh together as many as pad it."""
-        packing, draws = self.batch.packing, len(self.padding["attention"])
-        each = torch.arange(packing.videos, device=packing.video.device).repeat_interleave(draws)
-        missing = (max(packing.counts) - packing.size).to(self.s_supp) / max(draws, 1)
-        ones = self.s_supp.new_ones(len(packing.video))
-        return torch.cat([packing.video, each]), torch.cat([ones, missing.index_select(0, each)])
-
-
-def _mil_orig(x: Step) -> Tensor:
-    return mil_loss(x.outputs["s_base"], F.pad(x.labels, (0, 1), value=1.0), x.batch.packing, x.recipe.k)
-
-
-def _mil_supp(x: Step) -> Tensor:
-    return 0.5 * mil_loss(x.s_supp, F.pad(x.labels, (0, 1), value=0.0), x.batch.packing, x.recipe.k)
+    def padded(self, name: str) -> Tensor:
+        """An output of the proposals and, behind them, of the draws for each video, [R] rows as of Packing."""
+        return self.drawn[name].index_select(0, self.batch.packing.padded_row)
 
 
 def _sme(x: Step) -> Tensor:
@@ -259,10 +254,14 @@ def _pc(x: Step) -> Tensor:
 
 
 def _sc(x: Step) -> Tensor:
-    s_base, f_prop, (video, weight) = x.rows("s_base"), x.rows("f_prop"), x.padded()
-    s_supp = s_base * x.rows("attention")[:, None]
+    packing, video, weight = x.batch.packing, x.batch.packing.video, None
+    scores, f_prop = x.outputs["scores"], x.outputs["f_prop"]
+    if x.recipe.sc_padding:
+        scores, f_prop, video = x.padded("scores"), x.padded("f_prop"), packing.padded_video
+        weight = packing.padded_weight.to(f_prop)
+    s_base, s_supp = scores.unbind(1)
     l_st = st_loss(f_prop, s_base, s_supp, x.labels, video, weight, x.recipe.st_first_class)
-    l_c = consistency_loss(s_base, s_supp, video, x.batch.packing.videos, weight)
+    l_c = consistency_loss(s_base, s_supp, video, packing.videos, weight)
     return sc_loss(l_st, l_c, x.numbers["alpha"])
 
 
@@ -291,10 +290,6 @@ class Term(NamedTuple):
     pads: Callable[[Recipe], bool] = lambda r: False  # whether it looks at the rows that pad a batch
 
 
-CLASSIFICATION = (
-    Term("loss_prop_mil_orig", _mil_orig, lambda r, epoch, max_epoch: {"lambda_orig": 1.0}),
-    Term("loss_prop_mil_supp", _mil_supp, lambda r, epoch, max_epoch: {"lambda_supp": 1.0}),
-)
 TERMS = {  # what --losses can switch, Eq. (14)
     "sme": Term("SME_loss", _sme, _sme_schedule),
     "pc": Term("PC_loss", _pc, lambda r, epoch, max_epoch: {"lambda_pc": r.lambda_pc}, ("s_pc",),
@@ -324,25 +319,27 @@ def seal_terms(
 ) -> Dict[str, Tensor]:
     """All terms by the authors' names, ``loss_total`` of Eq. (14) first.
 
-    outputs: of the N proposals and, behind them, of the draws of a padding row. The two parts of L_cls carry their
+    outputs: of the N proposals and, behind them, of the K draws of a padding row. The two parts of L_cls carry their
     weights 1 and 0.5, the others are unweighted. A term whose weight is 0 at this epoch is computed without gradient.
     float16 and bfloat16 outputs are taken as float32. ValueError where shapes disagree or a name is unknown.
     """
     if not set(names) <= set(TERMS):
         raise ValueError(f"unknown losses {sorted(set(names) - set(TERMS))}")
     outputs = {name: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for name, x in outputs.items()}
-    expect(**{name: (x[:, 0] if x.ndim == 2 else x, "rows") for name, x in outputs.items()})
-    n = len(batch.packing.video)
-    padding, outputs = {k: x[n:] for k, x in outputs.items()}, {k: x[:n] for k, x in outputs.items()}
-    s_base, attention = outputs["s_base"], outputs["attention"]
-    expect(batch.packing, s_base=(s_base, "N C+1"), attention=(attention, "N"), labels=(batch.labels, "B C"))
-    s_supp, labels = s_base * attention[:, None], batch.labels.to(s_base)
-    total, terms = s_base.new_zeros(()), {}
-    for term in (*CLASSIFICATION, *(TERMS[name] for name in names)):
+    packing, n = batch.packing, len(batch.packing.video)
+    expect(packing, **{name: (x[:, 0] if x.ndim == 2 else x, "N+K") for name, x in outputs.items()})
+    s_base, attention, labels = outputs["s_base"], outputs["attention"], batch.labels.to(outputs["s_base"])
+    expect(packing, s_base=(s_base, "N+K C+1"), attention=(attention, "N+K"), labels=(labels, "B C"))
+    drawn = {**outputs, "scores": torch.stack([s_base, s_base * attention[:, None]], 1)}
+    outputs = {name: x[:n] for name, x in drawn.items()} if packing.draws else drawn
+    targets = torch.stack([F.pad(labels, (0, 1), value=background) for background in (1.0, 0.0)], 1)
+    original, suppressed = mil_loss(outputs["scores"], targets, packing, recipe.k).unbind()
+    terms = {"loss_prop_mil_orig": original, "loss_prop_mil_supp": 0.5 * suppressed}
+    total = original + terms["loss_prop_mil_supp"]
+    for term in (TERMS[name] for name in names):
         numbers = term.schedule(recipe, epoch, max_epoch)
         weight = next(iter(numbers.values()))
-        drawn = {k: x if term.pads(recipe) else x[:0] for k, x in padding.items()}  # for the terms that ask alone
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
-            value = terms[term.name] = term.value(Step(outputs, s_supp, drawn, batch, labels, recipe, numbers))
-        total = total + weight * value if weight != 0 else total
+            value = terms[term.name] = term.value(Step(outputs, drawn, batch, labels, recipe, numbers))
+        total = torch.add(total, value, alpha=weight) if weight != 0 else total
     return {"loss_total": total, **terms}

@@ -5,89 +5,38 @@ Files -> dataset -> cached SCFE inputs -> model -> scores -> detections -> metri
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from copy import deepcopy
 from itertools import takewhile
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from joblib import Parallel, delayed
 from torch import nn
 
 from dataset import Inputs, epoch_order, load_dataset, packed_batch
 from descriptors import load_or_make
 from eval.detection import default_protocol
-from eval.inference import evaluate, info_of, left_out, pictures, test
+from eval.inference import Evaluation, evaluate, info_of, left_out, pictures, test
 from eval.predict import predict
 from losses import TERMS, padding_rows, pseudo_labels, schedule, seal_terms, untrained
-from model import SEAL, save_model
+from model import SEAL, load_model, save_model
 from options import Options, parse
 from utils.errors import InputError, run_command
 from utils.files import content_hash, load_json, save_checkpoint, write_json
 from utils.packed import Batch
 from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, plain, record, unchanged
+from utils.run.processes import Group, processes
 from utils.run.report import best, describe, log, progress, spread, table, tags, write_evaluations
 from utils.seeds import torch_seed
+from utils.segments import Segments
 
-# ---- 1. devices and processes
-
-
-class Group(NamedTuple):
-    """The processes of a run (``torchrun --nproc_per_node N main.py …``) and this one's device. Each runs on its share
-    of the videos of a batch and takes its own means; DistributedDataParallel averages the gradients; the first one
-    evaluates and writes."""
-
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as DistributedDataParallel, where there is more than one process."""
-        cards = [self.device] if self.device.type == "cuda" else None
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model, cards)
-
-    def mean(self, x: torch.Tensor) -> torch.Tensor:
-        """The mean over all processes."""
-        if self.size > 1:
-            dist.all_reduce(x)
-        return x / self.size
-
-    def agree(self, asked: bool) -> bool:
-        """Whether any process says yes."""
-        return asked if self.size == 1 else bool(self.mean(torch.tensor(float(asked), device=self.device)) > 0)
-
-
-@contextmanager
-def processes(args: Options) -> Iterator[Group]:
-    """Join the processes that torchrun started, if it did."""
-    device, world = pick_device(args.device, args.tf32), os.environ.get("WORLD_SIZE", "1")
-    if world == "1":
-        yield Group(device)
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    except ValueError as error:  # half of what torchrun sets
-        raise InputError(str(error), "WORLD_SIZE in the environment", "start with torchrun") from None
-    try:
-        yield Group(device, dist.get_rank(), dist.get_world_size())
-    except RuntimeError as error:
-        if any(word in str(error).lower() for word in ("gloo", "nccl")):
-            what = "another process of this run has ended, or cannot be reached"
-            raise InputError(what, None, "see what it said; continue with --resume") from None
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-# ---- 2. one step
+# ---- 1. one step
 
 
 def train_step(
@@ -102,8 +51,7 @@ def train_step(
     recipe, device = args.numbers, inputs.rows.device
     torch.manual_seed(torch_seed(args.seed, "dropout", epoch, step, rank))
     with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-        padding = padding_rows(args.losses, recipe, args.dropout_ratio)
-        outputs = net(inputs.rows, inputs.index, padding=padding, share_rows=args.share_rows)
+        outputs = net(inputs.rows, inputs.index, padding=batch.packing.draws, share_rows=args.share_rows)
     terms = seal_terms(outputs, batch, recipe, epoch, args.max_epoch, args.losses)
     optimizer.zero_grad(set_to_none=True)
     terms["loss_total"].backward()
@@ -121,7 +69,7 @@ def adam(model: nn.Module, args: Options) -> torch.optim.Adam:
         return torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
 
 
-# ---- 3. one run
+# ---- 2. one run
 
 
 class Run:
@@ -147,6 +95,10 @@ class Run:
         self.records: List[torch.Tensor] = []  # terms of the steps of this epoch
         self.term_names: List[str] = []
         self.history: List[Dict] = []  # metrics of every evaluation
+        self.held: Dict[
+            str, Tuple[SEAL, Dict]
+        ] = {}  # the last and the best model, where not yet written, and their info
+        self.detections: Optional[Segments] = None  # of the last model, likewise
         protocol = args.protocol or default_protocol(self.data.profile)
         self.options = {**plain(args), "protocol": protocol, "device": group.device.type, "processes": group.size}
         self.inputs = {**self.data.hashes, "pseudo_labels": content_hash(*self.pseudo)}  # and so the descriptors
@@ -158,7 +110,9 @@ class Run:
         """One step on these videos; its terms join the epoch's records."""
         args, group = self.args, self.group
         mine = videos[group.rank :: group.size]
-        made = packed_batch(self.data.train, mine, group.device, self.pseudo, args.max_proposal, args.seed, self.epoch)
+        draws = padding_rows(args.losses, args.numbers, args.dropout_ratio)
+        drawn = (args.max_proposal, args.seed, self.epoch, draws)
+        made = packed_batch(self.data.train, mine, group.device, self.pseudo, *drawn)
         terms = train_step(self.net, self.optimizer, *made, args, epoch=self.epoch, step=self.step, rank=group.rank)
         self.term_names = list(terms)
         self.records.append(torch.stack(list(terms.values())))
@@ -185,6 +139,7 @@ class Run:
     def save_state(self) -> None:
         self.check_weights()
         if self.group.rank == 0:
+            self.leave()
             state = {k: getattr(self, k) for k in ("epoch", "step", "term_names", "history", "options", "inputs")}
             state.update(model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
             state["records"] = [r.cpu() for r in self.records]
@@ -209,25 +164,43 @@ class Run:
         return True
 
     def evaluate(self, board: Board) -> None:
-        """Score, write what an evaluation leaves, and keep the model if it is the best so far."""
+        """Score, and hold what an evaluation leaves until it is written (``leave``), the model too if it is the best so
+        far. Large files would cost more than the evaluation."""
         self.check_weights()
-        kinds = ["last"]
-        if self.data.test:
-            found = evaluate(self.model, self.data, self.args.protocol, self.args.threshold_cls, left_out(self.args))
-            self.history.append({"epoch": self.epoch, **found.metrics})
-            kinds += ["best"] * (best(self.history) is self.history[-1])
-        info = info_of(self.data, self.options, self.epoch)
-        for kind in kinds:
-            save_model(self.folder / "ckpt" / f"{kind}_model.pkl", self.model, info)
-        if self.data.test:
-            write_json(self.folder / "detections.json", found.detections.to_json(self.data.version))
-            write_evaluations(self.folder, self.history)
-            board.scalars(tags(self.history[-1]), self.epoch)
+        model, info = deepcopy(self.model), info_of(self.data, self.options, self.epoch)
+        self.held["last"], final = (model, info), self.epoch == self.args.max_epoch
+        if not self.data.test:
+            return
+        found = self.detect(model)
+        self.detections = found.detections
+        self.history.append({"epoch": self.epoch, **found.metrics})
+        if best(self.history) is self.history[-1]:
+            self.held["best"] = (model, info)
+        write_evaluations(self.folder, self.history)
+        board.scalars(tags(self.history[-1]), self.epoch)
+        shown = {"timeline": found} if final or self.args.pictures == "all" else {}
+        if final and best(self.history) is not self.history[-1]:
+            self.leave()
+            shown["timeline_best"] = self.detect(load_model(self.folder / "ckpt" / "best_model.pkl")[0])
+        for name, found in shown.items():
             for video, picture in pictures(self.data, found.detections):
-                board.image(f"timeline/{video}", picture, self.epoch)
+                board.image(f"{name}/{video}", picture, self.epoch)
+
+    def detect(self, model: SEAL) -> Evaluation:
+        """What a model finds in the test videos, and how good it is."""
+        args = (self.args.protocol, self.args.threshold_cls, left_out(self.args))
+        return evaluate(model.to(self.group.device), self.data, *args)
+
+    def leave(self) -> None:
+        """Write the models and detections of the evaluations since the last time."""
+        for kind, (model, info) in self.held.items():
+            save_model(self.folder / "ckpt" / f"{kind}_model.pkl", model, info)
+        if self.detections is not None:
+            write_json(self.folder / "detections.json", self.detections.to_json(self.data.version))
+        self.held, self.detections = {}, None
 
 
-# ---- 4. train
+# ---- 3. train
 
 
 def train_one(args: Options, folder: Path, group: Group, stop: Stop, quiet: bool = False) -> Run:
@@ -244,7 +217,8 @@ def train_one(args: Options, folder: Path, group: Group, stop: Stop, quiet: bool
     tested = len(run.data.test.videos) if run.data.test else "no"
     log(f"run in {folder} on {group.device}: {len(run.data.train.scored)} training, {tested} test videos")
     saved, steps = time.monotonic(), len(run.batches())
-    with progress(args.max_epoch * steps, (run.epoch - 1) * steps + run.step, quiet) as bar:
+    with progress(args.max_epoch * steps, (run.epoch - 1) * steps + run.step, quiet) as bar, ExitStack() as at_the_end:
+        at_the_end.callback(run.leave)  # also where an error ends it
         while run.epoch <= args.max_epoch:
             run.model.train()
             for videos in run.batches()[run.step :]:
@@ -337,7 +311,7 @@ def train_seeds(args: Options, group: Group) -> int:
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command line; returns the exit status."""
     args = parse(argv, tuple(TERMS))
-    with processes(args) as group:
+    with processes(pick_device(args.device, args.tf32)) as group:
         if args.run_type != "train":  # of several processes, the first one alone
             return 0 if group.rank else {"test": test, "predict": predict}[args.run_type](args, group.device)
         return train_seeds(args, group) if args.seeds else train(args, group)

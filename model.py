@@ -74,28 +74,27 @@ class SEAL(nn.Module):
     ) -> Outputs:
         """Score N proposals from U packed SCFE inputs.
 
-        rows: [U, 6D] (``utils.datasets.scfe``). index: int64 [N], the row of each proposal; None: row i is proposal i.
-        The fusion layer runs once a row and dropout acts on each proposal; with ``share_rows``, and in evaluation, all
-        of it runs once a row. padding: so many proposals of the SCFE input 0, which pads a batch in the authors' code,
-        follow after the others. Returns s_base [N, C+1] logits, attention and s_pc [N] in (0, 1), f_prop [N, 2D], N
-        counting the padding.
+        rows: [U, 6D] (``utils.datasets.scfe``). padding: K rows of the SCFE input 0, which pads a batch in the authors'
+        code, follow after them. index: int64 [N], the row of each proposal, and behind them of the padding, U to
+        U + K - 1; None: row i is proposal i. The fusion layer runs once a row and dropout acts on each proposal; with
+        ``share_rows``, and in evaluation, all of it runs once a row. Returns s_base [N, C+1] logits, attention and
+        s_pc [N] in (0, 1), f_prop [N, 2D], N counting the padding.
         """
         if rows.ndim != 2 or rows.shape[1] != 3 * self.feature_size:
             raise ValueError(f"rows must be [U, {3 * self.feature_size}], not {tuple(rows.shape)}")
         net = self.prop_fused_backbone
         f_prop = net["prop_fusion"](rows)
-        late = share_rows or not self.training
-        if index is not None and not late:
-            f_prop, index = f_prop.index_select(0, index), None
         if padding:
-            if index is not None:
-                index = torch.cat([index, torch.arange(len(f_prop), len(f_prop) + padding, device=index.device)])
             f_prop = torch.cat([f_prop, net["prop_fusion"][0].bias.relu().to(f_prop).expand(padding, -1)])
+        if index is not None and self.training and not share_rows:
+            f_prop, index = f_prop.index_select(0, index), None
         if self.training and self.dropout_ratio:
             f_prop = dropout(f_prop, self.dropout_ratio)
-        outputs = {name: branch.read(net[branch.layer](f_prop)) for name, branch in BRANCHES.items()}
-        outputs["f_prop"] = f_prop
-        return outputs if index is None else {name: x.index_select(0, index) for name, x in outputs.items()}
+        logits = [net[branch.layer](f_prop) for branch in BRANCHES.values()]
+        if index is not None:  # one gather for the narrow outputs
+            f_prop, widths = f_prop.index_select(0, index), [x.shape[1] for x in logits]
+            logits = torch.cat(logits, 1).index_select(0, index).split(widths, 1)
+        return {**{name: branch.read(x) for (name, branch), x in zip(BRANCHES.items(), logits)}, "f_prop": f_prop}
 
     def freeze(self, outputs: Collection[str]) -> None:
         """No gradient for the branches behind these outputs: nothing trains them."""

@@ -125,7 +125,7 @@ OPTIONS = {
         Option("ignore_rate", None, False, "go on where most features do not fit the rate that the profile states"),
         Option("cache_dir", str, "cache", "folder of the cached SCFE inputs", "THUMOS14 takes 1 GB", "DIR"),
         Option("cache_dtype", ("float32", "float16"), "float32", "type of the cached SCFE inputs",
-               "the same bits as without a cache; float16 halves it"),
+               "the same bits as without a cache; float16 halves it; --amp bf16 keeps bfloat16"),
         Option("no_cache", None, False, "compute the SCFE inputs at every step: no disk, the same bits, slower"),
     ),
     "model and training; the defaults are those of the paper and the release unless said otherwise": (
@@ -141,13 +141,15 @@ OPTIONS = {
         Option("roi_size", number(int, 6, 1200), 12, "bins per proposal, a multiple of 6", "P-MIL's"),
         Option("max_proposal", COUNT, 3000, "maximum proposals per training video; more are subsampled", "P-MIL's"),
         Option("share_rows", None, False, "one dropout draw for proposals that repeat a segment: faster, other draws"),
-        Option("amp", ("off", "bf16"), "off", "mixed precision of the network"),
+        Option("amp", ("off", "bf16"), "off", "precision of the network and of what it reads"),
         Option("tf32", None, False, "TF32 products on NVIDIA cards: faster, 10-bit mantissa"),
         Option("save_seconds", FACTOR, 60.0, "least time between two saves of the state that --resume needs",
                "0: every epoch"),
     ),
     "evaluation": (
         Option("interval", COUNT, 10, "epochs between evaluations", "never changes training"),
+        Option("pictures", ("final", "all"), "final", "timelines in TensorBoard: of the last and the best model, or of "
+               "every evaluation"),
         Option("protocol", ("wtal", "exact", "exact210"), None, "protocol of mAP, README 'Protocols' (default: wtal "
                "where the profile rounds ground truth, as the literature on THUMOS14 does; else exact)"),
         Option("threshold_cls", number(float, 0, 1), 0.25, "video score from which a class is predicted",

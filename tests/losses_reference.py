@@ -19,7 +19,7 @@ def random_case(counts=(9, 1, 17, 13), classes=4, width=6, seed=0, dtype=torch.f
     """Outputs by name (leaves that require a gradient) of the proposals of some videos and of ``padding`` rows that
     pad them, and the Batch; the first video has two classes."""
     draw = torch.Generator().manual_seed(seed)
-    packing, proposals = pack(tuple(counts)), sum(counts)
+    packing, proposals = pack(tuple(counts), padding), sum(counts)
     rows, videos = proposals + padding, len(counts)
     start = torch.rand(proposals, generator=draw) * 30
     segments = torch.stack([start, start + torch.rand(proposals, generator=draw) * 12], 1).mul(100).round().div(100)

@@ -8,7 +8,7 @@ import torch
 
 import main
 from dataset import epoch_order, packed_batch
-from losses import TERMS
+from losses import TERMS, padding_rows
 from model import SEAL
 from options import parse
 from tests import tiny
@@ -29,10 +29,11 @@ def prepared(root, device, *more):
     split.rows.to(device)
     model = SEAL(split.rows.width // 3, 2, 0.0).to(device)
     optimizer, pseudo = main.adam(model, args), (np.arange(8) % 2, np.arange(8) % 3)
+    draws = padding_rows(args.losses, args.numbers, args.dropout_ratio)
     videos = epoch_order(split.scored, 4, 0, 1)[0]
 
     def step(number):
-        packed = packed_batch(split, videos, device, pseudo, max_proposal=8)
+        packed = packed_batch(split, videos, device, pseudo, max_proposal=8, draws=draws)
         return main.train_step(model, optimizer, *packed, args, epoch=3, step=number)
 
     return step

@@ -64,9 +64,9 @@ def follow(data, run: str, recipe, lr: float, dropout: float = 0.0):
     for step, (videos, epoch) in enumerate(zip(data[f"{run}batches"], data[f"{run}epochs"].tolist())):
         torch.manual_seed(torch_seed(0, "dropout", epoch, step, 0))
         segments = torch.from_numpy(np.concatenate([proposals[v] for v in videos]).astype(np.float32))
-        packing = pack(tuple(counts[v] for v in videos))
+        packing = pack(tuple(counts[v] for v in videos), padding_rows(tuple(TERMS), recipe, dropout))
         batch = Batch(segments, packing, labels[videos], *(x[videos] for x in pseudo))
-        outputs = model(torch.cat([rows[v] for v in videos]), padding=padding_rows(tuple(TERMS), recipe, dropout))
+        outputs = model(torch.cat([rows[v] for v in videos]), padding=packing.draws)
         found = seal_terms(outputs, batch, recipe, epoch, 200)
         optimizer.zero_grad()
         found["loss_total"].backward()

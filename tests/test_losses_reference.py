@@ -152,7 +152,7 @@ def padded_case(counts, seed, dtype=torch.float64):
 
 def our_sc(model, rows, batch, padding):
     """L_st and L_c of the release: what is left of L_sc without alpha is L_c."""
-    outputs = model(rows, padding=padding)
+    outputs, batch = model(rows, padding=padding), batch._replace(packing=pack(batch.packing.counts, padding))
     numbers = {"alpha_gain": 0.0, "sc_padding": padding > 0}
     without, whole = (
         seal_terms(outputs, batch, RECIPES["release"]._replace(alpha_start=alpha, **numbers), 1, 200, ["sc"])["SC_loss"]

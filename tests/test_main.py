@@ -69,8 +69,16 @@ def test_tensorboard_has_the_authors_tags_and_the_schedule(finished):
     assert scalars["optimizer/learning_rate"][1] == pytest.approx(1e-3)
     events = EventAccumulator(str(finished / "logs")).Reload()
     images = [tag for tag in events.Tags()["images"] if tag.startswith("timeline/video_")]
-    assert images and [e.step for e in events.Images(images[0])] == [2, 4]
+    assert images and [e.step for e in events.Images(images[0])] == [4]
     assert any("options" in tag for tag in events.Tags()["tensors"])
+
+
+def test_every_evaluation_has_its_pictures_where_that_is_asked_for(root, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run(root, tmp_path / "a", "--pictures", "all") / "logs")).Reload()
+    tags = [tag for tag in events.Tags()["images"] if tag.startswith("timeline/video_")]
+    assert tags and [e.step for e in events.Images(tags[0])] == [2, 4]
 
 
 def test_detections_of_a_run_score_as_its_results_say(root, finished, tmp_path):

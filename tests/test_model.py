@@ -77,7 +77,8 @@ def drawn(model, *args, seed=0, **kwargs):
 def test_a_row_is_scored_alone_as_in_any_batch_and_padding_as_a_row_of_zero(share_rows, indexed, ratio, training):
     model, rows = SEAL(16, 3, ratio).double().train(training), case()
     index = torch.tensor([0, 0, 3, 6, 3]) if indexed else torch.arange(7)
-    found = model(rows, index if indexed else None, padding=2, share_rows=share_rows)
+    every = torch.cat([index, torch.tensor([7, 8])])  # the padding, too
+    found = model(rows, every if indexed else None, padding=2, share_rows=share_rows)
     alone = [model(row[None]) for row in (*rows[index], *torch.zeros(2, 48).double())]
     expected = {name: torch.cat([outputs[name] for outputs in alone]) for name in found}
     assert {name: x.shape[1:] for name, x in found.items()} == {
@@ -94,7 +95,7 @@ def test_a_row_is_scored_alone_as_in_any_batch_and_padding_as_a_row_of_zero(shar
 
 
 def test_dropout_acts_on_each_proposal_or_once_a_row_and_on_each_row_of_padding():
-    model, rows, index = SEAL(64, 3, 0.25).double(), case(width=64), torch.tensor([0, 0, 1])
+    model, rows, index = SEAL(64, 3, 0.25).double(), case(width=64), torch.tensor([0, 0, 1, 7, 8])
     whole, dropped = model.eval()(rows)["f_prop"], drawn(model.train(), rows)["f_prop"]
     torch.testing.assert_close(dropped[dropped != 0], whole[dropped != 0] / 0.75)
     assert 0.65 < (dropped[whole > 0] != 0).double().mean() < 0.85

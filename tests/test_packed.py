@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.packed import expect, group_sum, pack, pad, video_max, video_mean
+from utils.packed import expect, group_sum, join, pack, pad, part, send, video_mean
 
 
 def test_a_packing_says_where_the_rows_of_each_video_are():
@@ -20,15 +20,33 @@ def test_a_packing_says_where_the_rows_of_each_video_are():
 
 
 @pytest.mark.parametrize("trailing", [(), (4,), (2, 3)])
-def test_sums_means_maxima_and_padding_are_those_of_each_video(trailing):
+def test_sums_means_and_padding_are_those_of_each_video(trailing):
     packing = pack((3, 1, 5))
     x = torch.randn(9, *trailing, generator=torch.Generator().manual_seed(0)) - 3  # a fill of 0 would be the maximum
     videos = x.split(packing.counts)
     torch.testing.assert_close(group_sum(x, packing.video, 3), torch.stack([v.sum(0) for v in videos]))
     torch.testing.assert_close(video_mean(x, packing), torch.stack([v.mean(0) for v in videos]))
-    assert torch.equal(video_max(x, packing), torch.stack([v.amax(0) for v in videos]))
     assert torch.equal(pad(x, packing, 7), torch.nn.utils.rnn.pad_sequence(videos, True, 7))
     assert group_sum(torch.ones(2, 3), torch.tensor([2, 2]), 4).sum(1).tolist() == [0, 0, 6, 0]  # no rows: 0
+
+
+def test_draws_stand_behind_the_rows_once_a_video_and_weigh_what_is_missing():
+    packing = pack((3, 1), draws=2)
+    assert packing.draws == 2 and pack((3, 1)).draws == 0
+    assert packing.padded_row.tolist() == [0, 1, 2, 3, 4, 5, 4, 5]
+    assert packing.padded_video.tolist() == [0, 0, 0, 1, 0, 0, 1, 1]
+    assert packing.padded_weight.tolist() == [1, 1, 1, 1, 0, 0, 1, 1]
+    assert pack((3, 1)).padded_row.tolist() == [0, 1, 2, 3]
+
+
+def test_tensors_of_any_type_and_shape_travel_in_one_buffer():
+    given = [torch.arange(3), torch.rand(5, 2), torch.zeros(0, 4), torch.tensor([True]), torch.rand(3).double()]
+    buffer = join(given)
+    assert buffer.dtype == torch.uint8 and len(buffer) == 24 + 40 + 0 + 8 + 24
+    for x, y in zip(given, part(buffer, given)):
+        assert x.dtype == y.dtype and torch.equal(x, y)
+    sent = send(given, torch.device("meta"))
+    assert [(x.shape, x.dtype, x.device.type) for x in sent] == [(x.shape, x.dtype, "meta") for x in given]
 
 
 def test_expect_says_which_tensor_is_wrong_and_how():

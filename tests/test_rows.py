@@ -67,6 +67,7 @@ def longer(results):
         (document(TRAIN, longer), []),
         (lambda root: None, ["--roi_size", 24]),
         (lambda root: None, ["--cache_dtype", "float16"]),
+        (lambda root: None, ["--amp", "bf16"]),
     ],
 )
 def test_other_inputs_have_a_cache_of_their_own(root, tmp_path, change, more):
@@ -74,7 +75,10 @@ def test_other_inputs_have_a_cache_of_their_own(root, tmp_path, change, more):
     change(root)
     kept, live = split_of(root, tmp_path, *more), split_of(root, None, *more)
     after = rows_of(kept)
-    assert len(folders(tmp_path)) == 2 and after.dtype == torch.float32 and not torch.equal(before, after)
+    half = "bf16" in more
+    assert len(folders(tmp_path)) == 2 and not torch.equal(before, after.float())
+    assert after.dtype == (torch.bfloat16 if half else torch.float32)
+    assert not half or torch.equal(after, before.bfloat16())
     torch.testing.assert_close(after, rows_of(live), rtol=0, atol=1e-3 * ("float16" in more))
     np.testing.assert_array_equal(kept.num_snippets, live.num_snippets)
 

@@ -34,24 +34,30 @@ class Rows:
 
     index: V arrays int64 [M_v], row of each proposal, counted within the video. size: int64 [V], rows of each video.
     video_mean: float32 [V, 2D], temporal mean of each video's features. width: 6D. ``read(v)``: the rows of video v,
-    [U_v, 6D].
+    [U_v, 6D]. dtype: of the rows that the network gets, bfloat16 or float32.
     """
 
-    def __init__(self, proposals: Sequence[np.ndarray], video_mean: np.ndarray, read: Callable[[int], Tensor]):
+    def __init__(
+        self, proposals: Sequence[np.ndarray], video_mean: np.ndarray, read: Callable[[int], Tensor], dtype: str
+    ):
         found = [np.unique(segments, axis=0, return_inverse=True) for segments in proposals]
         self.index: List[np.ndarray] = [inverse.reshape(-1).astype(np.int64) for _, inverse in found]
         self.size = np.asarray([len(segments) for segments, _ in found], dtype=np.int64)
         self.start = np.concatenate([[0], np.cumsum(self.size)])
         self.video_mean, self.width, self.read = video_mean, 3 * video_mean.shape[1], read
+        self.dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self._on_device: Optional[Tensor] = None
 
-    def gather(self, videos: Sequence[int], picks: Sequence[np.ndarray]) -> Tensor:
-        """float32 [U, 6D]: of each of these videos the rows ``picks``, one after the other."""
+    def places(self, videos: Sequence[int], picks: Sequence[np.ndarray]) -> np.ndarray:
+        """int64 [U]: where the rows ``picks`` of each of these videos are among all rows."""
+        return np.concatenate([self.start[v] + rows for v, rows in zip(videos, picks)])
+
+    def gather(self, videos: Sequence[int], picks: Sequence[np.ndarray], places: Optional[Tensor] = None) -> Tensor:
+        """[U, 6D] of ``dtype``: of each of these videos the rows ``picks``, one after the other; on the device, if the
+        rows are there, by their ``places`` there."""
         if self._on_device is not None:
-            where = np.concatenate([self.start[v] + rows for v, rows in zip(videos, picks)])
-            places = torch.from_numpy(where).pin_memory().to(self._on_device.device, non_blocking=True)
-            return self._on_device.index_select(0, places).float()
-        out = torch.empty(sum(map(len, picks)), self.width)
+            return self._on_device.index_select(0, places).to(self.dtype)
+        out = torch.empty(sum(map(len, picks)), self.width, dtype=self.dtype)
         for video, rows, part in zip(videos, picks, out.split([len(rows) for rows in picks])):
             every = self.read(video)
             part.copy_(every if len(part) == len(every) else every[torch.from_numpy(rows)])
@@ -61,9 +67,10 @@ class Rows:
         """Keep all rows in the memory of a CUDA device if they take at most ``share`` of what is free there."""
         if device.type != "cuda" or not len(self.size):
             return
-        one, total = self.read(0), int(self.start[-1])
-        if total * self.width * one.element_size() <= share * torch.cuda.mem_get_info(device)[0]:
-            held = torch.empty(total, self.width, dtype=one.dtype, device=device)
+        total, stored = int(self.start[-1]), self.read(0).dtype
+        dtype = stored if stored == torch.float16 else self.dtype
+        if total * self.width * dtype.itemsize <= share * torch.cuda.mem_get_info(device)[0]:
+            held = torch.empty(total, self.width, dtype=dtype, device=device)
             for video, part in enumerate(held.split(self.size.tolist())):
                 part.copy_(self.read(video))
             self._on_device = held
@@ -74,10 +81,16 @@ def mean_of(features: np.ndarray) -> np.ndarray:
     return features.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
-def live_rows(videos: Sequence[str], proposals: Sequence[np.ndarray], load: LoadFeatures, roi_size: int = 12) -> Rows:
+def live_rows(
+    videos: Sequence[str],
+    proposals: Sequence[np.ndarray],
+    load: LoadFeatures,
+    roi_size: int = 12,
+    dtype: str = "float32",
+) -> Rows:
     """Rows without a cache: computed from the features whenever they are asked for. Same bits, more time."""
     mean = np.stack([mean_of(load(video)) for video in videos])
-    return Rows(proposals, mean, lambda v: _rows(load(videos[v]), proposals[v], roi_size))
+    return Rows(proposals, mean, lambda v: _rows(load(videos[v]), proposals[v], roi_size), dtype)
 
 
 def _rows(features: np.ndarray, proposals: np.ndarray, roi_size: int) -> Tensor:
@@ -97,6 +110,7 @@ def cached_rows(
     """The rows of these videos from the cache, which is built first if it is not there or damaged.
 
     proposals: V arrays [M, 2] in snippets. load: video name -> float32 [T, 2D]. signature: what ``load`` reads from.
+    dtype: float32, float16 or bfloat16, which numpy does not have: its bits are stored as int16.
     Two runs that start at once wait for one another. Raises InputError naming the video.
     """
     key = content_hash(VERSION, signature, roi_size, dtype, tuple(videos), *proposals)
@@ -105,7 +119,12 @@ def cached_rows(
         if not _whole(folder, len(videos)):
             _build(folder, videos, proposals, load, roi_size, dtype, f"SCFE cache, {name}")
     mean = load_array(folder / "video_mean.npy")
-    return Rows(proposals, mean, lambda v: torch.from_numpy(np.load(_file(folder, v), mmap_mode="c")))
+
+    def read(v: int) -> Tensor:
+        stored = torch.from_numpy(np.load(_file(folder, v), mmap_mode="c"))
+        return stored.view(torch.bfloat16) if dtype == "bfloat16" else stored
+
+    return Rows(proposals, mean, read, dtype)
 
 
 def _file(folder: Path, video: int) -> Path:
@@ -133,12 +152,12 @@ def _build(folder: Path, videos, proposals, load: LoadFeatures, roi_size: int, d
         for v, video in enumerate(tqdm(videos, title, unit="video", leave=False, disable=None)):
             features = load(video)
             means.append(mean_of(features))
-            with np.errstate(over="ignore"):
-                rows = _rows(features, proposals[v], roi_size).numpy().astype(dtype, copy=False)
-            if not np.isfinite(rows).all():
+            rows = _rows(features, proposals[v], roi_size).to(getattr(torch, dtype))
+            if len(rows) and not torch.stack(rows.aminmax()).isfinite().all():  # NaN is its own extreme
                 raise InputError(f"features too large for {dtype}", video, "use --cache_dtype float32")
+            rows = rows.view(torch.int16) if dtype == "bfloat16" else rows
             with open(_file(folder, v), "wb") as file:  # given the path, numpy would hide a full disk's errno
-                np.save(SimpleNamespace(write=file.write), rows)
+                np.save(SimpleNamespace(write=file.write), rows.numpy())
             sizes.append(_file(folder, v).stat().st_size)
         save_array(folder / "video_mean.npy", np.stack(means))
         if hasattr(os, "sync"):

@@ -25,7 +25,7 @@ from utils.run.report import log
 
 # options that cannot change a result, or whose content is hashed: a run may be resumed with others
 FREE = {"exp_dir", "resume", "cache_dir", "no_cache", "save_seconds", "pretrained_ckpt", "seeds", "jobs",
-        "dataset_root", "proposals_root", "descriptors_root"}  # fmt: skip
+        "pictures", "dataset_root", "proposals_root", "descriptors_root"}  # fmt: skip
 # what last_state.pt holds
 STATE = {"model": dict, "optimizer": dict, "options": dict, "inputs": dict, "epoch": int, "step": int, "records": list,
          "term_names": list, "history": list}  # fmt: skip

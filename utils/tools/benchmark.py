@@ -5,10 +5,13 @@
   cost of the arithmetic forward and backward at that speed: 48 D^2 operations in the fusion layer, whose input needs no
                          gradient, for every distinct row, and 36 D^2 in the branches for every proposal
   epoch                  an epoch of training, median, as a multiple of it
+  step                   dispatched operations that are no views, time until the host has asked for them and, on a card,
+                         kernels and the time they take
   forward to mAP         an evaluation of the 212 test videos, part by part
   peak memory            of the whole program
 
-Two cores at full width need about two minutes; --steps 2 --repeats 1 gives a first impression in half a minute.
+With --amp bf16 epoch and forward are timed in turns with float32's, and their ratio is shown. Two cores at full width
+need about two minutes; --steps 2 --repeats 1 gives a first impression in half a minute.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset import Split, epoch_order, packed_batch
 from eval.detection import PROTOCOLS, evaluate_detections
@@ -30,7 +34,7 @@ from eval.postprocess import candidates, detect
 from generators.co2net import CO2NetTrainer
 from generators.lac import LACTrainer, lac_scores
 from generators.search import search_labels
-from losses import TERMS
+from losses import TERMS, padding_rows
 from main import adam, train_step
 from model import SEAL
 from options import COUNT, OPTIONS, Options, Parser, add_option, parse
@@ -104,46 +108,104 @@ def timed(work: Callable[[], Any]) -> Tuple[float, Any]:
     return time.perf_counter() - start, made
 
 
-def mm_speed(rows: int, width: int, device: torch.device) -> float:
+class Operations(TorchDispatchMode):
+    """Counts the operations that torch dispatches, but for views and the profiler's marks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += not (operator.is_view or operator.namespace == "profiler")
+        return operator(*args, **(kwargs or {}))
+
+
+def of_step(step: Callable[[], Any], device: torch.device) -> Row:
+    """A row about one step of training, as a median of ten."""
+    hosts = []
+    for _ in range(10):
+        timed(lambda: None)  # the card has nothing left to do
+        start = time.perf_counter()
+        step()
+        hosts.append(time.perf_counter() - start)
+    with Operations() as operations:
+        step()
+    remark = f"{operations.count} operations"
+    if device.type == "cuda":
+        activity = torch.profiler.ProfilerActivity.CUDA
+        with torch.profiler.profile(activities=[activity]) as profile:
+            timed(step)
+        kernels = [e.time_range.elapsed_us() for e in profile.events() if e.device_type.name == "CUDA"]
+        remark += f", {len(kernels)} kernels, {sum(kernels) / 1e3:.2f} ms on the device"
+    return "step", f"{1e3 * np.median(hosts):.2f} ms", f"on the host; {remark}"
+
+
+def mm_speed(rows: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """Operations a second of a plain large torch.mm: the fusion layer's own product, best of five."""
-    a, b = torch.rand(rows, 3 * width, device=device), torch.rand(3 * width, width, device=device)
+    a, b = (torch.rand(*shape, device=device).to(dtype) for shape in ((rows, 3 * width), (3 * width, width)))
     return 2 * rows * 3 * width * width / min(timed(lambda: torch.mm(a, b))[0] for _ in range(5))
 
 
-def training(model: SEAL, train: Split, args: Options, steps: Optional[int], repeats: int) -> List[Row]:
-    """Time epochs of training, in turns with the product that sets the cost of the arithmetic."""
+def training(
+    model: SEAL, train: Split, args: Options, steps: Optional[int], repeats: int, beside: Optional[Split] = None
+) -> List[Row]:
+    """Time epochs of training, in turns with the product that sets the cost of the arithmetic, and with epochs in
+    float32 on the rows of ``beside``."""
     device, width = next(model.parameters()).device, model.feature_size
     optimizer, rng = adam(model, args), np.random.default_rng(0)
     pseudo = tuple(rng.integers(0, n, len(train.videos)) for n in (NUM_CLASS, 3))
     batches = epoch_order(train.scored, args.batch_size, 0, 1)[:steps]
+    draws = padding_rows(args.losses, args.numbers, args.dropout_ratio)
 
-    def epoch(some: Sequence[np.ndarray]) -> None:
+    def epoch(some: Sequence[np.ndarray], split: Split = train, args: Options = args) -> None:
+        model.train()
         for step, videos in enumerate(some):
-            train_step(model, optimizer, *packed_batch(train, videos, device, pseudo), args, epoch=1, step=step)
+            made = packed_batch(split, videos, device, pseudo, draws=draws)
+            train_step(model, optimizer, *made, args, epoch=1, step=step)
 
     used = np.concatenate(batches)
     proposals, distinct = sum(len(train.proposals[v]) for v in used), int(train.rows.size[used].sum())
     flop = (FUSION * distinct + BRANCHES * (distinct if args.share_rows else proposals)) * (width / 2) ** 2
-    speeds, seconds = [], []
-    for _ in range(repeats):  # in turns, so that a machine whose speed drifts treats both alike
-        speeds.append(mm_speed(min(4096, proposals), width, device))
+    speeds, seconds, plain = [], [], []
+    for _ in range(repeats):  # in turns, so that a machine whose speed drifts treats all alike
+        speeds.append(mm_speed(min(4096, proposals), width, device, train.rows.dtype))
         epoch(batches[:1])  # not timed: it shapes the memory
         seconds.append(timed(lambda: epoch(batches))[0])
+        if beside:
+            epoch(batches[:1], beside, args.replace(amp="off"))
+            plain.append(timed(lambda: epoch(batches, beside, args.replace(amp="off")))[0])
     ratio, speed = np.median([s * v / flop for s, v in zip(seconds, speeds)]), np.median(speeds)
-    kind = "TF32" if args.tf32 and device.type == "cuda" else "float32"
+    kind = "TF32" if args.tf32 and device.type == "cuda" else str(train.rows.dtype).split(".")[1]
     work = f"{len(batches)} steps, {proposals:,} proposals, {distinct:,} distinct rows, {flop / 1e12:.2f} TFLOP"
     return [
         ("torch.mm", f"{speed / 1e9:,.0f} GFLOP/s", f"{kind}, {torch.get_num_threads()} threads, {device}"),
         ("cost of the arithmetic", f"{flop / speed:.3f} s", work),
         ("epoch", f"{np.median(seconds):.3f} s", f"{ratio:.2f} times the cost of the arithmetic"),
+        *against("epoch", seconds, plain),
+        of_step(lambda: epoch(batches[:1]), device),
     ]
 
 
-def evaluation(model: SEAL, test: Split) -> List[Row]:
-    """Time an evaluation by part: forward, fusion, soft-NMS with the ambiguous filter, and mAP in each protocol."""
+def against(what: str, seconds: Sequence[float], plain: Sequence[float]) -> List[Row]:
+    """A row about how much faster than in float32 something is, where that was timed."""
+    if not plain:
+        return []
+    ratio = np.median(plain) / np.median(seconds)
+    return [(f"{what}, float32", f"{np.median(plain):.3f} s", f"bfloat16 is {ratio:.2f} times as fast")]
+
+
+def evaluation(model: SEAL, test: Split, beside: Optional[Split] = None) -> List[Row]:
+    """Time an evaluation by part: forward, fusion, soft-NMS with the ambiguous filter, and mAP in each protocol.
+
+    beside: the same rows in float32, if the forward pass is to be timed on both."""
     classes, profile = tuple(f"class {c:02d}" for c in range(NUM_CLASS)), PROFILES["Thumos14reduced"]
     ambiguous_s = {v: np.asarray([[0.0, 3.0], [9.0, 12.0]]) for v in test.videos[:36]}
-    forward, outputs = timed(lambda: list(score(model, test)))
+    seconds: List[List[float]] = [[], []]
+    for _ in range(2 if beside else 1):
+        for split, found in zip((beside, test), seconds[::-1]):
+            if split:
+                spent, outputs = timed(lambda split=split: list(score(model, split)))
+                found.append(spent)
     given = [(v, o["s_base"], o["attention"], o["s_pc"], test.proposals[v]) for v, o in outputs]
     fusion, found = timed(lambda: [(v, candidates(*o, threshold=0.0)[0]) for v, *o in given])
     # all classes, since the network is untrained; a trained one of THUMOS14 predicts 1.1 a video on average: take two
@@ -153,10 +215,12 @@ def evaluation(model: SEAL, test: Split) -> List[Row]:
     truth = Segments(classes, test.videos, *some)  # as many instances as THUMOS14 has
     mean_ap = max(timed(lambda p=p: evaluate_detections(truth, detections, profile, p))[0] for p in PROTOCOLS)
     return [
-        ("forward of the test split", f"{forward:.3f} s", f"{len(test.videos)} videos"),
+        ("forward of the test split", f"{min(seconds[0]):.3f} s", f"{len(test.videos)} videos"),
+        *against("forward", *([min(found)] if found else [] for found in seconds)),
         ("fusion", f"{fusion:.3f} s", "scores of proposals and videos"),
         ("soft-NMS and filter", f"{nms:.3f} s", f"{len(detections.video):,} detections"),
         ("mAP", f"{mean_ap:.3f} s", "slowest of the three protocols"),
+        ("beside the forward pass", f"{fusion + nms + mean_ap:.3f} s", "sum of these three"),
     ]
 
 
@@ -207,19 +271,22 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         add_option(group, option)
     options = parser.parse_args(argv)
     args = parse(["--recipe", options.recipe], tuple(TERMS)).replace(**{n: getattr(options, n) for n in TRAINING})
-    device, rows, splits = pick_device(args.device, args.tf32), [], []
+    device, rows, splits = pick_device(args.device, args.tf32), [], {}
+    dtypes = ["bfloat16", "float32"] if args.amp == "bf16" else [args.cache_dtype]
     if options.generators:
-        rows = generators(device, options.width, options.repeats)
+        rows, dtypes = generators(device, options.width, options.repeats), []
     with tempfile.TemporaryDirectory(prefix="seal-benchmark-") as folder:
-        for name in () if options.generators else ("train", "test"):
-            proposals = proposals_of(options.proposals_root, name)
-            split, row = simulated_split(name, proposals, 2 * options.width, Path(folder), args.cache_dtype)
-            split.rows.to(device)
-            splits.append(split)
-            rows.append(row)
+        for dtype in dtypes:
+            for name in ("train", "test"):
+                proposals = proposals_of(options.proposals_root, name)
+                split, row = simulated_split(name, proposals, 2 * options.width, Path(folder) / dtype, dtype)
+                split.rows.to(device)
+                splits[name] = [*splits.get(name, []), split]
+                rows += [row] if dtype == dtypes[0] else []
         if splits:
-            model = SEAL(2 * options.width, NUM_CLASS).to(device)
-            rows += training(model, splits[0], args, options.steps, options.repeats) + evaluation(model, splits[1])
+            model, (train, *beside) = SEAL(2 * options.width, NUM_CLASS).to(device), splits["train"]
+            rows += training(model, train, args, options.steps, options.repeats, *beside)
+            rows += evaluation(model, *splits["test"])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     rows.append(("peak memory", f"{memory / 1e9:.2f} GB", "resident, everything above"))
     if device.type == "cuda":
