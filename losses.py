@@ -131,24 +131,26 @@ def pc_loss(
     (start, _), (g_start, g_end) = proposals.unbind(1), instance.unbind(1)
     s1, e1 = torch.minimum(proposals, instance).unbind(1)
     s2, centre, g_centre = torch.maximum(start, g_start), proposals.mean(1), instance.mean(1)
-    common, g_length = e1 - s2, g_end - g_start
-    # c_i = (s1 + s2) / 2 + s_pc,i (e1 - s2) / 2, so that c_i - C_G,i = offset_i + s_pc,i reach_i
-    offset, reach = (s1 + s2) / 2 - g_centre, common / 2
+    middle, common, g_length = (s1 + s2) / 2, e1 - s2, g_end - g_start
+
+    def centre_part(score: Tensor, middle: Tensor, common: Tensor, g_centre: Tensor) -> Tensor:
+        c = torch.addcmul(middle, score, common, value=0.5)  # c_i = (s1 + s2) / 2 + s_pc,i (e1 - s2) / 2
+        return smooth_l1(c - g_centre)
+
     if all_pairs:
-        pairs = _pairs(packing, torch.stack([offset, reach], 1) * overlaps[:, None])
-        rows = [smooth_l1(torch.addcmul(offset_j, s_pc[i, None], reach_j)).sum(1) for i, offset_j, reach_j in pairs]
+        pairs = _pairs(packing, torch.stack([middle, common, g_centre], 1) * overlaps[:, None])
+        rows = [centre_part(s_pc[i, None], *of_j).sum(1) for i, *of_j in pairs]
         centres = torch.cat(rows) if len(rows) > 1 else rows[0]
     else:
-        centres = smooth_l1(torch.addcmul(offset, s_pc, reach))
+        centres = centre_part(s_pc, middle, common, g_centre)
     i = common.clamp(min=1e-6)
     distances = smooth_l1((centre - g_centre).abs() / i)
     penalties = (1 - s_pc) * (i < 0.5 * g_length)
-    parts = torch.add(torch.add(factors[0] * centres, distances, alpha=factors[1]), penalties, alpha=factors[2])
-    return masked_mean(parts, overlaps)
+    return masked_mean(factors[0] * centres + factors[1] * distances + factors[2] * penalties, overlaps)
 
 
 def _pairs(packing: Packing, columns: Tensor):
-    """For proposals i (a slice) what the columns [N, 2] hold of every proposal j of the same video, [n, L] or [1, L]
+    """For proposals i (a slice) what the columns [N, K] hold of every proposal j of the same video, [n, L] or [1, L]
     each, 0 where there is none: of all at once, or video by video where all pairs of the batch would be too many."""
     if packing.videos * max(packing.counts) ** 2 <= 8 * BLOCK:
         tables = pad(columns, packing, 0).transpose(1, 2)
