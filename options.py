@@ -101,6 +101,8 @@ OPTIONS = {
                "snippets, each half a window after the one before", "", "FILE"),
         Option("proposals_ckpt", str, None, "predict: instead of --proposals, checkpoint of the proposal maker (python "
                "proposals.py make) that makes them", "", "FILE"),
+        Option("format", ("json", "csv"), None, "predict: form of the detections file (default: json; csv: "
+               "video,label,start,end,score; others: python -m utils.tools.convert --help)"),
         Option("feature_fps", POSITIVE, None, "predict: frames a second (default: as features.json beside the "
                "features says, else the checkpoint's)"),
         Option("snippet_stride", POSITIVE, None, "predict: frames a snippet (default: likewise)"),
@@ -249,7 +251,7 @@ def parse(argv: Optional[Sequence[str]], terms: Sequence[str]) -> Options:
     belongs = {"seeds": ("train",), "resume": ("train",), "pretrained_ckpt": ("test", "predict")}
     of_videos = ("features_out", "rgb_weights", "flow_weights")
     one_of = (("features", "videos"), ("proposals", "proposals_ckpt"))  # of predict
-    of_predict = (*one_of[0], *one_of[1], "feature_fps", "snippet_stride", *of_videos)
+    of_predict = (*one_of[0], *one_of[1], "format", "feature_fps", "snippet_stride", *of_videos)
     belongs.update({name: ("predict",) for name in of_predict})
     for name, run_types in belongs.items():
         if getattr(args, name) and args.run_type not in run_types:

@@ -23,7 +23,8 @@ from utils.datasets.proposals import load_proposals, read_results, windows
 from utils.datasets.rates import fitting
 from utils.datasets.rows import live_rows
 from utils.errors import InputError, raise_first, some
-from utils.files import child, content_hash, file_hash, write_json
+from utils.files import child, content_hash, file_hash, write_json, write_text
+from utils.formats import FORMS, How
 from utils.run.experiment import experiment, plain, record
 from utils.run.plots import save_figure, timeline
 from utils.run.report import log
@@ -193,8 +194,12 @@ def predict(args: Options, device: torch.device) -> int:
         split = unlabelled_split(folders, proposals, *size, videos=done and done.files)
         found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, left_out(args))
         record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})
-        write_json(folder / "detections.json", found.to_json(path.name))
-        print(f"{len(found.video):,} detections in {len(found.videos)} videos: {folder / 'detections.json'}")
+        out = folder / f"detections.{args.format or 'json'}"
+        if args.format == "csv":
+            write_text(out, FORMS["csv"].write(found, How()))
+        else:
+            write_json(out, found.to_json(path.name))
+        print(f"{len(found.video):,} detections in {len(found.videos)} videos: {out}")
         drawn = draw(folder / "timelines", split, found)
         log(f"timelines of {some(drawn)}: {folder / 'timelines'}")
     return 2 if done and done.failed else 0

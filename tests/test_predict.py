@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -77,6 +78,15 @@ def test_a_folder_of_each_modality_and_what_is_left_out(trained, unseen):
     done = predict(unseen, trained / "ckpt" / "last_model.pkl", features=("rgb", "flow"))
     assert found_by(done, unseen) == expected
     assert "1 videos have no features and are left out: video_77" in done.log
+
+
+def test_detections_as_csv(trained, unseen):
+    checkpoint = trained / "ckpt" / "last_model.pkl"
+    found = found_by(predict(unseen, checkpoint), unseen)
+    assert predict(unseen, checkpoint, "--format", "csv").status == 0
+    frame = pd.read_csv(unseen / "out" / "detections.csv")
+    rows = [(v, d["label"], *d["segment"], d["score"]) for v, entries in found.items() for d in entries]
+    assert sorted(frame.itertuples(index=False, name=None)) == sorted(rows)
 
 
 def test_windows_stand_in_for_proposals(trained, unseen):
