@@ -32,7 +32,7 @@ from utils.files import content_hash, load_json, save_checkpoint, write_json
 from utils.packed import Batch
 from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, plain, record, unchanged
 from utils.run.processes import Group, processes
-from utils.run.report import best, describe, log, progress, spread, table, tags, write_evaluations
+from utils.run.report import best, describe, evaluation_lines, log, progress, spread, table, tags, write_evaluations
 from utils.seeds import torch_seed
 from utils.segments import Segments
 
@@ -95,10 +95,8 @@ class Run:
         self.records: List[torch.Tensor] = []  # terms of the steps of this epoch
         self.term_names: List[str] = []
         self.history: List[Dict] = []  # metrics of every evaluation
-        self.held: Dict[
-            str, Tuple[SEAL, Dict]
-        ] = {}  # the last and the best model, where not yet written, and their info
-        self.detections: Optional[Segments] = None  # of the last model, likewise
+        self.held: Dict[str, Tuple[SEAL, Dict]] = {}  # last and best model with their info, not written yet
+        self.detections: Optional[Segments] = None  # of the last model, not written yet
         protocol = args.protocol or default_protocol(self.data.profile)
         self.options = {**plain(args), "protocol": protocol, "device": group.device.type, "processes": group.size}
         self.inputs = {**self.data.hashes, "pseudo_labels": content_hash(*self.pseudo)}  # and so the descriptors
@@ -164,8 +162,8 @@ class Run:
         return True
 
     def evaluate(self, board: Board) -> None:
-        """Score, and hold what an evaluation leaves until it is written (``leave``), the model too if it is the best so
-        far. Large files would cost more than the evaluation."""
+        """Score, and hold what an evaluation leaves until it is written (``leave``): large files cost more than the
+        evaluation, and all that is in the folder is of one moment."""
         self.check_weights()
         model, info = deepcopy(self.model), info_of(self.data, self.options, self.epoch)
         self.held["last"], final = (model, info), self.epoch == self.args.max_epoch
@@ -176,7 +174,7 @@ class Run:
         self.history.append({"epoch": self.epoch, **found.metrics})
         if best(self.history) is self.history[-1]:
             self.held["best"] = (model, info)
-        write_evaluations(self.folder, self.history)
+        log("\n".join(evaluation_lines(self.history)[0 if len(self.history) == 1 else -1 :]))
         board.scalars(tags(self.history[-1]), self.epoch)
         shown = {"timeline": found} if final or self.args.pictures == "all" else {}
         if final and best(self.history) is not self.history[-1]:
@@ -192,11 +190,12 @@ class Run:
         return evaluate(model.to(self.group.device), self.data, *args)
 
     def leave(self) -> None:
-        """Write the models and detections of the evaluations since the last time."""
+        """Write what the evaluations since the last time leave."""
         for kind, (model, info) in self.held.items():
             save_model(self.folder / "ckpt" / f"{kind}_model.pkl", model, info)
         if self.detections is not None:
             write_json(self.folder / "detections.json", self.detections.to_json(self.data.version))
+            write_evaluations(self.folder, self.history)
         self.held, self.detections = {}, None
 
 

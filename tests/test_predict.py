@@ -84,7 +84,7 @@ def test_detections_as_csv(trained, unseen):
     checkpoint = trained / "ckpt" / "last_model.pkl"
     found = found_by(predict(unseen, checkpoint), unseen)
     assert predict(unseen, checkpoint, "--format", "csv").status == 0
-    frame = pd.read_csv(unseen / "out" / "detections.csv")
+    frame = pd.read_csv(unseen / "out" / "detections.csv", float_precision="round_trip")
     rows = [(v, d["label"], *d["segment"], d["score"]) for v, entries in found.items() for d in entries]
     assert sorted(frame.itertuples(index=False, name=None)) == sorted(rows)
 

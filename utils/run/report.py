@@ -105,11 +105,14 @@ def describe(epoch: int, max_epoch: int, loss: float, history: Sequence[Dict]) -
     return f"{text}, mAP last {scores[-1]:.1f}, best {max(scores):.1f}" if scores else text
 
 
+def evaluation_lines(history: Sequence[Dict]) -> List[str]:
+    """The evaluations of a run as lines, a head and one each."""
+    return aligned([columns(history[0]["tiou"], history[0]["average"]), *map(row, history)])
+
+
 def write_evaluations(folder: Path, history: Sequence[Dict]) -> None:
-    """Write the evaluations of a run, mAP-results.log and results.json, and show the last one."""
-    lines = aligned([columns(history[0]["tiou"], history[0]["average"]), *map(row, history)])
-    write_text(folder / "mAP-results.log", "\n".join(lines) + "\n")
-    log("\n".join(lines if len(history) == 1 else lines[-1:]))
+    """Write the evaluations of a run: mAP-results.log and results.json."""
+    write_text(folder / "mAP-results.log", "\n".join(evaluation_lines(history)) + "\n")
     write_json(folder / "results.json", {"last": history[-1], "best": best(history)})
 
 
