@@ -13,9 +13,8 @@ if __name__ == "__main__":  # python eval/report.py finds the project as python 
 from tqdm import tqdm
 
 from eval import report_sections as sections
-from eval.report_data import Data, diagnosed, open_data, video_ap
+from eval.report_data import Data, Run, diagnosed, groups_of, name_runs, open_data, runs_of, video_ap
 from eval.report_page import Raw, page, tag, tiles
-from eval.report_run import Run, groups_of, name_runs, runs_of
 from options import Parser
 from utils.errors import InputError, run_command, some
 from utils.files import write_text

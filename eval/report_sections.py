@@ -10,12 +10,15 @@ import pandas as pd
 from eval import diagnose
 from eval.detection import PROTOCOLS
 from eval.diagnosis import mean as mean_of
-from eval.report_data import Data, bare_detections, class_counts, judged
+from eval.report_data import APART, Data, Run, class_ap, class_counts, differences, judged
 from eval.report_page import Raw, bar, change, chips, figure, folded, join, section, table, tag, text
 from eval.report_pictures import Line, colour_of, curves, embed, story, thresholds
-from eval.report_run import APART, Difference, Run, class_ap, defaults, differences, meanings
+from losses import TERMS
+from options import NUMBERS, OPTIONS, RECIPES, parse
 from utils.datasets.profile import THUMOS_TIOU
+from utils.run.experiment import plain
 from utils.run.report import REPORTED, RESTS_ON, columns, rounding_lines, row, spread
+from utils.segments import Segments
 
 FACTS = {"dataset_name": "data", "run_type": "kind of run", "recipe": "recipe", "seed": "random seed"}
 VERSIONS = ("python", "torch", "numpy", "pandas")
@@ -42,7 +45,10 @@ def _simulated(runs: Sequence[Run]) -> Raw:
 
 def what_was_run(runs: Sequence[Run]) -> Raw:
     """Options that differ from the defaults, and where the numbers come from: a column a run."""
-    explained, usual = meanings(), [defaults(run.options) for run in runs]
+    explained = {option.name: option.help.split(" (default")[0] for group in OPTIONS.values() for option in group}
+    explained |= {n.name: n.meaning for n in NUMBERS} | {"losses": "losses beside classification"}
+    recipes = [run.options["recipe"] if run.options["recipe"] in RECIPES else "release" for run in runs]
+    usual = [plain(parse(["--recipe", recipe], tuple(TERMS))) for recipe in recipes]
     apart = {*FACTS, *APART, "protocol"}
     names = list(dict.fromkeys(name for run in runs for name in run.options))
     changed = [
@@ -201,26 +207,26 @@ def classes(groups: Groups, data: Mapping[str, Data]) -> Optional[Raw]:
     how += "; a group's is the mean over its seeds." if any(len(g) > 1 for g in groups.values()) else "."
     how += "" if known else " Counts need the annotations."
     parts += [tag("p", how, class_="soft"), said([r for g in groups.values() for r in g]), table(head, rows)]
-    made, why = differences(groups)
-    parts += [_less(d, span, open_=d is made[0]) for d in made]
+    found, why = differences(groups)
+    parts += [_less(name, next(iter(groups)), found[name], span, name == next(iter(found))) for name in found]
     parts += [tag("p", f"Not compared: {line}.", class_="soft") for line in why]
     return section("s3", "Classes", *parts)
 
 
-def _less(d: Difference, span: str, open_: bool) -> Raw:
+def _less(other: str, base: str, by_seed: pd.DataFrame, span: str, open_: bool) -> Raw:
     """What one group has over another, class by class, the largest gain first."""
-    by_class, total, several = d.by_seed, d.by_seed.mean(axis=1), len(d.seeds) > 1
-    mean, sd = by_class.mean().sort_values(ascending=False, kind="stable"), by_class.std()
+    total, several = by_seed.mean(axis=1), len(by_seed) > 1
+    mean, sd = by_seed.mean().sort_values(ascending=False, kind="stable"), by_seed.std()
     most = max(mean.abs().max(), 0.01)
     rows = [[Raw("<b>mean over classes</b>"), change(total.mean(), most), total.std(), *total]]
-    rows += [[name, change(mean[name], most), sd[name], *by_class[name]] for name in mean.index]
+    rows += [[name, change(mean[name], most), sd[name], *by_seed[name]] for name in mean.index]
     for values in rows:
         values[2:] = [f"{100 * values[2]:.2f}", *(f"{100 * x:+.2f}" for x in values[3:])] if several else []
-    head = ["class", "difference", *(["sd", *d.seeds] if several else [])]
-    how = f"paired by {len(d.seeds)} seeds" if several else f"one pair of runs: {d.seeds[0]}"
-    how = f"Points of AP {span}, {how}. {d.other} is ahead in {(mean > 0).sum()} of {len(mean)} classes, behind in "
+    head = ["class", "difference", *(["sd", *by_seed.index] if several else [])]
+    how = f"paired by {len(by_seed)} seeds" if several else f"one pair of runs: {by_seed.index[0]}"
+    how = f"Points of AP {span}, {how}. {other} is ahead in {(mean > 0).sum()} of {len(mean)} classes, behind in "
     how += f"{(mean < 0).sum()}."
-    title = f"{d.other} less {d.base}: {100 * total.mean():+.2f}"
+    title = f"{other} less {base}: {100 * total.mean():+.2f}"
     return folded(title, tag("p", how, class_="soft"), table(head, rows), open_=open_)
 
 
@@ -269,16 +275,19 @@ def timelines(
                 lambda r=run: judged(r, data[r.name], list(videos), proposals_root), "attention and scores over time"
             )
             why[run.name] = made or {}
+    documents = {run.name: run.document or {"results": {}} for run in shown if run.name not in data}
+    bare = {name: Segments.from_json(d, None, "detections.json")[0] for name, d in documents.items()}
     parts = []
     for video, reason in videos.items():
         parts.append(tag("h3", f"{video}: {reason}" if reason else video))
         for run in shown:
             d, caption = data.get(run.name), run.name if len(shown) > 1 else ""
-            truth, found, length_s = (d.truth, d.found, d.duration_s) if d else (None, bare_detections(run), {})
+            found = d.found if d else bare[run.name]
             if video not in found.videos:  # a run on other data
                 continue
             judgement = why.get(run.name, {}).get(video)
-            picture = story(video, truth, found, length_s.get(video, np.nan), judgement)
+            length_s = d.duration_s.get(video, np.nan) if d else np.nan
+            picture = story(video, d.truth if d else None, found, length_s, judgement)
             alt = f"timeline of {video}, {run.name}"
             parts.append(figure(embed(picture, f"{run.name} {video}", alt), caption, wide=True))
     if not parts:

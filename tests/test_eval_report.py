@@ -15,10 +15,20 @@ from eval import report_pictures
 from eval import report_sections as sections
 from eval.detection import evaluate_detections
 from eval.report import main
-from eval.report_data import Judged, density, open_data, video_ap
+from eval.report_data import (
+    Judged,
+    density,
+    differences,
+    groups_of,
+    name_runs,
+    open_data,
+    read_run,
+    read_scalars,
+    runs_of,
+    video_ap,
+)
 from eval.report_page import Raw, table, text
 from eval.report_pictures import Line, curves, embed, story
-from eval.report_run import differences, groups_of, name_runs, read_run, read_scalars, runs_of
 from tests import tiny
 from tests.changes import train
 from tests.outcome import outcome, refused
@@ -134,9 +144,9 @@ def test_runs_are_compared_seed_by_seed(sound, tmp_path):
         "base": ["base/seed0", "base/seed1"],
         "more": ["more/seed0", "more/seed1"],
     }
-    (found,), why = differences(groups)
-    assert not why and found.seeds == ["seed 0", "seed 1"]
-    np.testing.assert_allclose(found.by_seed.to_numpy(), [[0.3, -0.1], [0.2, 0.0]], atol=1e-12)
+    found, why = differences(groups)
+    assert not why and list(found["more"].index) == ["seed 0", "seed 1"]
+    np.testing.assert_allclose(found["more"].to_numpy(), [[0.3, -0.1], [0.2, 0.0]], atol=1e-12)
     page = Page(sections.classes(groups, {}))
     mean, deviation = (0.3 + 0.2) / 2, abs(0.3 - 0.2) / np.sqrt(2)
     assert f"+{percent(mean)} {percent(deviation)} +30.00 +20.00" in page.text
