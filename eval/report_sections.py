@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -11,8 +12,24 @@ from eval import diagnose
 from eval.detection import PROTOCOLS
 from eval.diagnosis import mean as mean_of
 from eval.report_data import APART, Data, Run, class_ap, class_counts, differences, judged
-from eval.report_page import Raw, bar, change, chips, figure, folded, join, section, table, tag, text
-from eval.report_pictures import Line, colour_of, curves, embed, story, thresholds
+from eval.report_page import (
+    COLOURS,
+    Line,
+    Raw,
+    bar,
+    change,
+    chips,
+    curves,
+    embed,
+    figure,
+    folded,
+    join,
+    section,
+    story,
+    table,
+    tag,
+    text,
+)
 from losses import TERMS
 from options import NUMBERS, OPTIONS, RECIPES, parse
 from utils.datasets.profile import THUMOS_TIOU
@@ -33,7 +50,7 @@ def said(runs: Sequence[Run]) -> Raw:
         m = run.result
         where = f"{m['videos']} videos; protocol {m['protocol']}: {PROTOCOLS.get(m['protocol'], '?')}" if m else ""
         lines[join([run.options["dataset_name"] + ", " * bool(where) + where, _simulated([run])])] = None
-    return tag("p", Raw("<br>".join(lines)), class_="said")
+    return tag("p", Raw("<br>".join(lines)), class_="soft")
 
 
 def _simulated(runs: Sequence[Run]) -> Raw:
@@ -128,36 +145,38 @@ def results(groups: Groups) -> Optional[Raw]:
 
 def over_epochs(groups: Groups) -> Optional[Raw]:
     """Curves from the event files: one run, its thresholds in one panel; several, a panel a tag."""
+    from matplotlib import colormaps
+
     runs = [run for group in groups.values() for run in group if run.scalars]
     if not runs:
         return None
-    colour = {run.name: colour_of(i) for i, group in enumerate(groups.values()) for run in group}
-    if len(groups) == 1:
-        colour = {run.name: colour_of(i) for i, run in enumerate(runs)}
+    if len(groups) == 1:  # a colour a seed
+        groups = {run.name: [run] for run in runs}
+    legend = dict(zip(groups, cycle(COLOURS)))
+    colour = {run.name: legend[name] for name, group in groups.items() for run in group}
     names = list(dict.fromkeys(name for run in runs for name in run.scalars))
     one, best = len(runs) == 1, runs[0].results.get("best", {}).get("epoch") if len(runs) == 1 else None
-    legend = {name: colour_of(i) for i, name in enumerate(groups if len(groups) > 1 else colour)}
 
     def grid(title: str, tags: Sequence[str], cut: str, before: str = "", shades: Sequence[object] = ()) -> Raw:
         """Panels of some tags; with shades and a single run, one panel of them all."""
-        made = []
-        if one and shades:
-            lines = [Line(n[len(cut) :], *_xy(runs[0], n), c) for n, c in zip(tags, shades)]
-            made.append(curves(f"{title} (%)", lines, legend=True, mark=best))
-        for name in () if made else tags:
-            lines = [Line(run.name, *_xy(run, name), colour[run.name]) for run in runs if name in run.scalars]
-            made.append(curves(before + name[len(cut) :], lines))
-        alts = [f"{title}: {f.axes[0].get_title()}" for f in made]
-        return join(figure(embed(f, f"{title} {i}", alt)) for i, (f, alt) in enumerate(zip(made, alts)))
+        if one and len(shades):
+            lines = [Line(name[len(cut) :], runs[0].scalars[name], shade) for name, shade in zip(tags, shades)]
+            made = [curves(f"{title} (%)", lines, legend=True, mark=best)]
+        else:
+            lines = {n: [Line(r.name, r.scalars[n], colour[r.name]) for r in runs if n in r.scalars] for n in tags}
+            made = [curves(before + name[len(cut) :], lines[name]) for name in tags]
+        alts = [f"{title}: {panel.axes[0].get_title()}" for panel in made]
+        return join(figure(embed(panel, f"{title} {i}", alt)) for i, (panel, alt) in enumerate(zip(made, alts)))
 
     start, video = "test_mAP/Detection mAP @ IoU = ", "test_mAP/Classification "
     found = {kind: [n for n in names if n.startswith(kind)] for kind in (start, video, "loss/", "weight/")}
     at, spans = ([n for n in found[start] if (":" in n) == span] for span in (False, True))
     losses = sorted(found["loss/"], key=lambda n: (n != "loss/loss_total", n == "loss/gradient_norm"))
-    every = grid("mAP at tIoU", at, start, "mAP @ ", thresholds(at))
+    shades = colormaps["viridis"](np.linspace(0.3, 0.88, len(at)))  # none that paper of either kind hides
+    every = grid("mAP at tIoU", at, start, "mAP @ ", shades)
     few = [
-        grid("mAP, mean over tIoU", spans, start, "mAP, mean over ", list(map(colour_of, range(len(spans))))),
-        grid("classification of videos", found[video], video, "classification ", list(map(colour_of, range(3)))),
+        grid("mAP, mean over tIoU", spans, start, "mAP, mean over ", COLOURS),
+        grid("classification of videos", found[video], video, "classification ", COLOURS),
     ]
     score = _panels(every, *few) if one else join([_panels(*few), folded("mAP at each tIoU", _panels(every))])
     parts = [] if one else [chips(legend)]
@@ -174,11 +193,6 @@ def over_epochs(groups: Groups) -> Optional[Raw]:
 
 def _panels(*content: Raw) -> Raw:
     return tag("div", join(content), class_="panels") if any(content) else Raw("")
-
-
-def _xy(run: Run, name: str) -> Tuple[np.ndarray, np.ndarray]:
-    values = run.scalars[name]
-    return values.index.to_numpy(), values.to_numpy()
 
 
 def classes(groups: Groups, data: Mapping[str, Data]) -> Optional[Raw]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval import report_pictures
+from eval import report_page
 from eval import report_sections as sections
 from eval.detection import evaluate_detections
 from eval.report import main
@@ -27,8 +27,7 @@ from eval.report_data import (
     runs_of,
     video_ap,
 )
-from eval.report_page import Raw, table, text
-from eval.report_pictures import Line, curves, embed, story
+from eval.report_page import Line, Raw, curves, embed, story, table, text
 from tests import tiny
 from tests.changes import train
 from tests.outcome import outcome, refused
@@ -122,8 +121,8 @@ def test_names_are_text_and_simulated_features_are_named_everywhere(tmp_path, hu
     judged = Judged(found.segment_s, np.ones(1), np.ones(1), np.ones((1, 2)), True)
     drawn = Page(embed(story(NASTY[0], None, found, 3.0, judged), "x", NASTY[0]))
     assert "script" not in drawn.tags and NASTY[0][:20] in drawn.text
-    monkeypatch.setattr(report_pictures, "LARGEST_SVG", 10_000)
-    figure = curves("noise", [Line("noise", np.arange(9999), np.random.default_rng(0).random(9999))])
+    monkeypatch.setattr(report_page, "LARGEST_SVG", 10_000)
+    figure = curves("noise", [Line("noise", pd.Series(np.random.default_rng(0).random(9999)))])
     assert Page(embed(figure, "y", NASTY[0])).needs_nothing().tags == ["img"]
     assert text("<\x1b") == "&lt;\\x1b" and text(Raw("<b>")) == "<b>"
     assert "<i>" not in table(["<i>", "<i>"], [["<i>", "<i>"]]) and "x" * 99 in table(["", "a"], [["", "x" * 99]])
