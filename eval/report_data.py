@@ -62,13 +62,12 @@ class Run:
         said = any(metrics.get("simulated") for metrics in self.results.values())
         return said or self.simulated_data or "SIMULATED" in str((self.document or {}).get("version"))
 
-    def attempt(self, get: Callable[[], Found], missing: str = "") -> Optional[Found]:
-        """``get()``; where its files are not there or damaged, None and a note that says what the report lacks."""
+    def attempt(self, missing: str, get: Callable[..., Found], *arguments: object) -> Optional[Found]:
+        """``get(*arguments)``; where its files are not there or damaged, None and a note that says what is missing."""
         try:
-            return get()
+            return get(*arguments)
         except (InputError, OSError) as error:
-            line = os_error_line(error) if isinstance(error, OSError) else str(error)
-            self.notes.append(f"{missing}: {line}" if missing else line)
+            self.notes.append(f"{missing}: {os_error_line(error) if isinstance(error, OSError) else error}")
             return None
 
 
@@ -90,15 +89,15 @@ def read_run(folder: Path) -> Run:
     if not isinstance(options, dict) or not all(isinstance(options.get(k), kind) for k, kind in names.items()):
         raise InputError("not the options of a run", folder / "options.json", TODO)
     run = Run(folder, folder.resolve().name, options)
-    run.environment = run.attempt(lambda: _dict(folder / "environment.json"), "versions") or {}
+    run.environment = run.attempt("versions", _dict, folder / "environment.json") or {}
     if options["run_type"] == "predict":
         run.notes.append("a prediction: there are no instances to compare its detections with")
     elif not (folder / "results.json").is_file():
         run.notes.append("no results.json: nothing has been evaluated, or there are no test videos")
     else:
-        run.results = run.attempt(lambda: _results(folder / "results.json", options), "results") or {}
+        run.results = run.attempt("results", _results, folder / "results.json", options) or {}
     if (folder / "detections.json").is_file():
-        run.document = run.attempt(lambda: _dict(folder / "detections.json"), "detections")
+        run.document = run.attempt("detections", _dict, folder / "detections.json")
     if options["run_type"] == "train":
         run.scalars = read_scalars(folder / "logs")
         if not run.scalars:
@@ -245,7 +244,7 @@ def open_data(run: Run, root: Optional[str] = None) -> Data:
 def diagnosed(run: Run, data: Data, proposals_root: Optional[str] = None) -> Dict:
     """``eval.diagnosis`` of the run's detections, with the ceiling where its proposals are found."""
     length_s = {v: data.duration_s[v] for v in data.truth.videos}
-    proposals_s = run.attempt(lambda: _proposals(run, data, length_s, proposals_root), "ceiling")
+    proposals_s = run.attempt("ceiling", _proposals, run, data, length_s, proposals_root)
     where = (data.truth, data.found, data.profile, run.result["protocol"], data.duration_s)
     bins = BINS.get(run.options["dataset_name"])
     numbers = diagnose(*where, bins, run.result["tiou"], proposals_s=proposals_s)

@@ -170,14 +170,7 @@ def change(fraction: float, most: float) -> Raw:
 
 def folded(title: str, *content: object, open_: bool = False) -> Raw:
     """Content behind a line to click."""
-    mark = " open" if open_ else ""
-    return Raw(f"<details{mark}><summary>{text(title)}</summary>\n<div>{join(content)}</div></details>")
-
-
-def section(name: str, title: str, *content: object) -> Raw:
-    """A part of the page, open, with a heading that folds it."""
-    head = Raw(f"<summary>{tag('h2', title)}</summary>")
-    return Raw(f'<section id="{name}"><details open>{head}\n<div>{join(content)}</div></details></section>')
+    return Raw(f"<details{' open' * open_}><summary>{text(title)}</summary>\n<div>{join(content)}</div></details>")
 
 
 def figure(picture: str, caption: str = "", wide: bool = False) -> Raw:
@@ -198,8 +191,15 @@ def tiles(values: Mapping[str, str]) -> Raw:
 
 
 def page(title: str, head: Sequence[object], sections: Mapping[str, Raw]) -> str:
-    """The whole file. sections: title in the line of links -> section, whose id is its number."""
+    """The whole file. sections: heading -> content; each is open, and its heading folds it."""
     links = join(Raw(f'<a href="#s{i}">{text(name)}</a>') for i, name in enumerate(sections))
+    parts = [
+        Raw(
+            f'<section id="s{i}"><details open><summary>{tag("h2", name)}</summary>\n'
+            f"<div>{content}</div></details></section>"
+        )
+        for i, (name, content) in enumerate(sections.items())
+    ]
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -210,7 +210,7 @@ def page(title: str, head: Sequence[object], sections: Mapping[str, Raw]) -> str
 </head>
 <body>
 <main>
-{join([tag("h1", title), *head, tag("nav", links), *sections.values()])}
+{join([tag("h1", title), *head, tag("nav", links), *parts])}
 </main>
 </body>
 </html>

@@ -24,7 +24,6 @@ from eval.report_page import (
     figure,
     folded,
     join,
-    section,
     story,
     table,
     tag,
@@ -32,9 +31,8 @@ from eval.report_page import (
 )
 from losses import TERMS
 from options import NUMBERS, OPTIONS, RECIPES, parse
-from utils.datasets.profile import THUMOS_TIOU
 from utils.run.experiment import plain
-from utils.run.report import REPORTED, RESTS_ON, columns, rounding_lines, row, spread
+from utils.run.report import RESTS_ON, columns, published, rounding_lines, row, spread
 from utils.segments import Segments
 
 FACTS = {"dataset_name": "data", "run_type": "kind of run", "recipe": "recipe", "seed": "random seed"}
@@ -43,21 +41,19 @@ SIMULATED = "SIMULATED features: these numbers say nothing about real videos"
 Groups = Mapping[str, Sequence[Run]]
 
 
+def soft(line: object) -> Raw:
+    """A paragraph that stands back: what numbers are, and what they rest on."""
+    return tag("p", line, class_="soft")
+
+
 def said(runs: Sequence[Run]) -> Raw:
     """What every number here rests on: protocol, videos, and whether features are simulated."""
     lines = {}
     for run in runs:
-        m = run.result
-        where = f"{m['videos']} videos; protocol {m['protocol']}: {PROTOCOLS.get(m['protocol'], '?')}" if m else ""
-        lines[join([run.options["dataset_name"] + ", " * bool(where) + where, _simulated([run])])] = None
-    return tag("p", Raw("<br>".join(lines)), class_="soft")
-
-
-def _simulated(runs: Sequence[Run]) -> Raw:
-    return tag("span", SIMULATED.split(":")[0], class_="simulated") if any(run.simulated for run in runs) else Raw("")
-
-
-# ---- the sections
+        m, mark = run.result, tag("span", SIMULATED.split(":")[0], class_="simulated") if run.simulated else ""
+        where = f", {m['videos']} videos; protocol {m['protocol']}: {PROTOCOLS.get(m['protocol'], '?')}" if m else ""
+        lines[join([run.options["dataset_name"] + where, mark])] = None
+    return soft(Raw("<br>".join(lines)))
 
 
 def what_was_run(runs: Sequence[Run]) -> Raw:
@@ -89,11 +85,8 @@ def what_was_run(runs: Sequence[Run]) -> Raw:
     head = ["", *(run.name for run in runs)]
     how = "Options in bold differ from the defaults of the recipe; what is not listed is as the recipe has it."
     how += " Shaded rows differ between the runs." if len(runs) > 1 else ""
-    return section(
-        "s0", "What was run", tag("p", how, class_="soft"),
-        table(head, rows, words=True, marked={"differs": differ}),
-        folded("All options, command and inputs", table([*head, "meaning"], every + rest, words=True)),
-    )  # fmt: skip
+    rest = folded("All options, command and inputs", table([*head, "meaning"], every + rest, words=True))
+    return join([soft(how), table(head, rows, words=True, marked={"differs": differ}), rest])
 
 
 def _value(value: object) -> str:
@@ -124,23 +117,20 @@ def results(groups: Groups) -> Optional[Raw]:
                 cells = [Raw(f"{m}<small> ± {s}</small>") for m, s in zip(row(both["mean"])[1:], row(both["std"])[1:])]
                 rows.append([f"{name}, {kind}: mean of {len(mine)} seeds ± sd", *cells])
                 means.append(len(rows) - 1)
-        published = []
-        if dataset == "Thumos14reduced" and np.array_equal(tious, THUMOS_TIOU) and not simulated:
-            published = ["paper", "release"] if runs[0].options["recipe"] == "release" else ["paper"]
-        rows += [[REPORTED[k][0], *(f"{v:.2f}" for v in REPORTED[k][1]), "-", "-"] for k in published]
-        marked = {"differs": means, "published": range(len(rows) - len(published), len(rows))}
+        beside = {} if simulated else published(dataset, runs[0].options["recipe"], tious)
+        rows += beside.values()
+        marked = {"differs": means, "published": range(len(rows) - len(beside), len(rows))}
         names = ["mAP (%)", *columns(first["tiou"], first["average"])[1:]]
         head = [n.replace("mAP@", "@").replace("AVG(", "mean ").rstrip(")") if i else n for i, n in enumerate(names)]
         cut = 1 + len(first["tiou"]), 1 + len(first["tiou"]) + len(first["average"])
         head, *rows = ([r[0], *r[cut[0] : cut[1]], *r[1 : cut[0]], *r[cut[1] :]] for r in [head, *rows])  # means first
-        notes = [tag("p", line, class_="soft") for line in rounding_lines(first)]
-        notes += [tag("p", f"{REPORTED[k][0]}: {' '.join(RESTS_ON[k].split())}", class_="soft") for k in published]
-        parts += [said(runs), table(head, rows, marked=marked), *notes]
+        notes = [*rounding_lines(first), *(f"{r[0]}: {' '.join(RESTS_ON[k].split())}" for k, r in beside.items())]
+        parts += [said(runs), table(head, rows, marked=marked), *map(soft, notes)]
     how = (
         "mAP at each tIoU threshold and averages over them, in percent; last: the weights after the last epoch, best: "
         "those picked on the test set. cls: classification of whole videos."
     )
-    return section("s1", "Results", tag("p", how, class_="soft"), *parts) if parts else None
+    return join([soft(how), *parts]) if parts else None
 
 
 def over_epochs(groups: Groups) -> Optional[Raw]:
@@ -188,7 +178,7 @@ def over_epochs(groups: Groups) -> Optional[Raw]:
         parts += [tag("h3", title), content] if content else []
     how = "From the event files of the runs. A loss is its mean over an epoch; the schedule says how much it counts."
     how += " The dotted line is the best epoch." if best else ""
-    return section("s2", "Over the epochs", tag("p", how, class_="soft"), said(runs), *parts)
+    return join([soft(how), said(runs), *parts])
 
 
 def _panels(*content: Raw) -> Raw:
@@ -220,11 +210,11 @@ def classes(groups: Groups, data: Mapping[str, Data]) -> Optional[Raw]:
     how = f"AP in percent, mean over tIoU {span}, after the last epoch, the best class first"
     how += "; a group's is the mean over its seeds." if any(len(g) > 1 for g in groups.values()) else "."
     how += "" if known else " Counts need the annotations."
-    parts += [tag("p", how, class_="soft"), said([r for g in groups.values() for r in g]), table(head, rows)]
+    parts += [soft(how), said([r for g in groups.values() for r in g]), table(head, rows)]
     found, why = differences(groups)
     parts += [_less(name, next(iter(groups)), found[name], span, name == next(iter(found))) for name in found]
-    parts += [tag("p", f"Not compared: {line}.", class_="soft") for line in why]
-    return section("s3", "Classes", *parts)
+    parts += [soft(f"Not compared: {line}.") for line in why]
+    return join(parts)
 
 
 def _less(other: str, base: str, by_seed: pd.DataFrame, span: str, open_: bool) -> Raw:
@@ -241,7 +231,7 @@ def _less(other: str, base: str, by_seed: pd.DataFrame, span: str, open_: bool) 
     how = f"Points of AP {span}, {how}. {other} is ahead in {(mean > 0).sum()} of {len(mean)} classes, behind in "
     how += f"{(mean < 0).sum()}."
     title = f"{other} less {base}: {100 * total.mean():+.2f}"
-    return folded(title, tag("p", how, class_="soft"), table(head, rows), open_=open_)
+    return folded(title, soft(how), table(head, rows), open_=open_)
 
 
 def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw]:
@@ -275,35 +265,36 @@ def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw
         "that kind of false positive; missed instances are found by no detection of use; what the proposals lose, no "
         "scoring of them could win."
     )
-    return section("s4", "Diagnosis", tag("p", how, class_="soft"), said(runs), table(head, rows), *parts)
+    return join([soft(how), said(runs), table(head, rows), *parts])
 
 
 def timelines(
-    shown: Sequence[Run], data: Mapping[str, Data], videos: Mapping[str, str], proposals_root: Optional[str]
-) -> Optional[Raw]:  # fmt: skip
+    shown: Sequence[Run],
+    data: Mapping[str, Data],
+    detections: Mapping[str, Segments],
+    videos: Mapping[str, str],
+    proposals_root: Optional[str],
+) -> Optional[Raw]:
     """Videos one after the other, each as the runs see it."""
     why = {}
     for run in shown:
-        if run.name in data:
-            made = run.attempt(
-                lambda r=run: judged(r, data[r.name], list(videos), proposals_root), "attention and scores over time"
-            )
-            why[run.name] = made or {}
-    documents = {run.name: run.document or {"results": {}} for run in shown if run.name not in data}
-    bare = {name: Segments.from_json(d, None, "detections.json")[0] for name, d in documents.items()}
+        d = data.get(run.name)
+        given = (run, d, list(videos), proposals_root)
+        why[run.name] = (d and run.attempt("attention and scores over time", judged, *given)) or {}
     parts = []
     for video, reason in videos.items():
         parts.append(tag("h3", f"{video}: {reason}" if reason else video))
         for run in shown:
-            d, caption = data.get(run.name), run.name if len(shown) > 1 else ""
-            found = d.found if d else bare[run.name]
-            if video not in found.videos:  # a run on other data
+            d, found = data.get(run.name), detections.get(run.name)
+            if not found or video not in found.videos:  # a run on other data
                 continue
-            judgement = why.get(run.name, {}).get(video)
-            length_s = d.duration_s.get(video, np.nan) if d else np.nan
-            picture = story(video, d.truth if d else None, found, length_s, judgement)
-            alt = f"timeline of {video}, {run.name}"
-            parts.append(figure(embed(picture, f"{run.name} {video}", alt), caption, wide=True))
+            truth, length_s = (d.truth, d.duration_s.get(video, np.nan)) if d else (None, np.nan)
+            picture = embed(
+                story(video, truth, found, length_s, why[run.name].get(video)),
+                f"{run.name} {video}",
+                f"timeline of {video}, {run.name}",
+            )
+            parts.append(figure(picture, run.name if len(shown) > 1 else "", wide=True))
     if not parts:
         return None
     how = (
@@ -313,4 +304,4 @@ def timelines(
         "score is attention x s_pc (unless left out) x class score of one proposal, before soft-NMS. AP of a video: "
         "of its own detections alone, mean over its classes and thresholds."
     )
-    return section("s5", "Timelines", tag("p", how, class_="soft"), said(shown), *parts)
+    return join([soft(how), said(shown), *parts])

@@ -62,6 +62,7 @@ class Page(HTMLParser):
 
     def needs_nothing(self):
         assert all(link.startswith(("#", "data:image/png;base64,")) for link in self.links), self.links
+        assert all(f'id="{link[1:]}"' in self.source for link in self.links if link.startswith("#"))
         assert not {"script", "link", "iframe", "object", "embed"} & set(self.tags)
         assert "url(http" not in self.source and "@import" not in self.source
         assert len(self.source.encode()) < 5_000_000
