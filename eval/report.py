@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from eval import report_sections as sections
 from eval.report_data import Data, Run, diagnosed, groups_of, name_runs, open_data, runs_of, video_ap
-from eval.report_page import Raw, page, tag, tiles
+from eval.report_page import Raw, join, page, tag
 from options import Parser
 from utils.errors import InputError, run_command, some
 from utils.files import write_text
@@ -113,7 +113,9 @@ def _glance(run: Run) -> Raw:
     for key, name in (("classification_mAP", "classification mAP"), ("classification_accuracy", "cls-acc")):
         if result.get(key) is not None:
             found[f"{name}, {next(iter(run.results))}"] = f"{100 * result[key]:.2f}"
-    return tiles({**found, f"videos, protocol {result['protocol']}": f"{result['videos']:,}"})
+    found[f"videos, protocol {result['protocol']}"] = f"{result['videos']:,}"
+    tiles = (tag("div", join([tag("b", number), tag("span", name)])) for name, number in found.items())
+    return tag("div", join(tiles), class_="tiles")
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

@@ -11,7 +11,7 @@ import re
 import warnings
 from html import escape
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Collection, Iterable, Mapping, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Collection, Iterable, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import pandas as pd
@@ -173,32 +173,12 @@ def folded(title: str, *content: object, open_: bool = False) -> Raw:
     return Raw(f"<details{' open' * open_}><summary>{text(title)}</summary>\n<div>{join(content)}</div></details>")
 
 
-def figure(picture: str, caption: str = "", wide: bool = False) -> Raw:
-    """A picture (HTML) with its caption; wide: on a narrow screen it scrolls."""
-    said = tag("figcaption", caption) if caption else ""
-    return Raw(f"<figure{' class=wide' * wide}>{said}{picture}</figure>")
-
-
-def chips(colours: Mapping[str, object]) -> Raw:
-    """A legend: name -> colour."""
-    marks = (f'<span><i style="background:{colour}"></i>{text(name)}</span>' for name, colour in colours.items())
-    return tag("div", Raw("".join(marks)), class_="chips")
-
-
-def tiles(values: Mapping[str, str]) -> Raw:
-    """The numbers to see first: what -> number."""
-    return tag("div", join(tag("div", join([tag("b", v), tag("span", k)])) for k, v in values.items()), class_="tiles")
-
-
 def page(title: str, head: Sequence[object], sections: Mapping[str, Raw]) -> str:
     """The whole file. sections: heading -> content; each is open, and its heading folds it."""
     links = join(Raw(f'<a href="#s{i}">{text(name)}</a>') for i, name in enumerate(sections))
+    start = '<section id="s{}"><details open><summary><h2>{}</h2></summary>\n<div>'
     parts = [
-        Raw(
-            f'<section id="s{i}"><details open><summary>{tag("h2", name)}</summary>\n'
-            f"<div>{content}</div></details></section>"
-        )
-        for i, (name, content) in enumerate(sections.items())
+        Raw(f"{start.format(i, text(k))}{v}</div></details></section>") for i, (k, v) in enumerate(sections.items())
     ]
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -220,16 +200,10 @@ def page(title: str, head: Sequence[object], sections: Mapping[str, Raw]) -> str
 # ---- pictures
 
 
-class Line(NamedTuple):
-    """A curve: values by epoch."""
-
-    label: str
-    values: pd.Series
-    colour: object = COLOURS[0]
-
-
-def curves(title: str, lines: Sequence[Line], legend: bool = False, mark: Optional[float] = None) -> Figure:
-    """One small panel of curves over epochs; ``mark``: an epoch to point out."""
+def curves(
+    title: str, lines: Sequence[Tuple[str, pd.Series, object]], legend: bool = False, mark: Optional[float] = None
+) -> Figure:
+    """One small panel of curves over epochs: (label, values by epoch, colour). ``mark``: an epoch to point out."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6, 2.3 + 0.5 * legend), layout="constrained")
@@ -296,9 +270,9 @@ def story(
     return figure
 
 
-def embed(figure: Figure, name: str, alt: str) -> Raw:
+def embed(figure: Figure, name: str, alt: str, caption: str = "", wide: bool = False) -> Raw:
     """The picture as HTML: SVG with the page's colours, or PNG on white where the SVG is large. name: its own in the
-    page, since ids must not meet."""
+    page, since ids must not meet. wide: on a narrow screen it scrolls."""
     from matplotlib import rc_context
     from matplotlib.colors import ListedColormap
 
@@ -317,8 +291,11 @@ def embed(figure: Figure, name: str, alt: str) -> Raw:
             figure.savefig(png, format="png", dpi=110)
     code = base64.b64encode(png.getvalue()).decode()
     if 0 < len(code) < len(lean):
-        return Raw(f'<img class="paper" alt="{said}" style="{size}" src="data:image/png;base64,{code}">')
-    return Raw(lean.replace("<svg ", f'<svg role="img" aria-label="{said}" style="{size}" ', 1))
+        picture = f'<img class="paper" alt="{said}" style="{size}" src="data:image/png;base64,{code}">'
+    else:
+        picture = lean.replace("<svg ", f'<svg role="img" aria-label="{said}" style="{size}" ', 1)
+    above = tag("figcaption", caption) if caption else ""
+    return Raw(f"<figure{' class=wide' * wide}>{above}{picture}</figure>")
 
 
 def _lean(svg: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import cycle
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -12,23 +13,7 @@ from eval import diagnose
 from eval.detection import PROTOCOLS
 from eval.diagnosis import mean as mean_of
 from eval.report_data import APART, Data, Run, class_ap, class_counts, differences, judged
-from eval.report_page import (
-    COLOURS,
-    Line,
-    Raw,
-    bar,
-    change,
-    chips,
-    curves,
-    embed,
-    figure,
-    folded,
-    join,
-    story,
-    table,
-    tag,
-    text,
-)
+from eval.report_page import COLOURS, Raw, bar, change, curves, embed, folded, join, story, table, tag, text
 from losses import TERMS
 from options import NUMBERS, OPTIONS, RECIPES, parse
 from utils.run.experiment import plain
@@ -60,33 +45,37 @@ def what_was_run(runs: Sequence[Run]) -> Raw:
     """Options that differ from the defaults, and where the numbers come from: a column a run."""
     explained = {option.name: option.help.split(" (default")[0] for group in OPTIONS.values() for option in group}
     explained |= {n.name: n.meaning for n in NUMBERS} | {"losses": "losses beside classification"}
-    recipes = [run.options["recipe"] if run.options["recipe"] in RECIPES else "release" for run in runs]
-    usual = [plain(parse(["--recipe", recipe], tuple(TERMS))) for recipe in recipes]
-    apart = {*FACTS, *APART, "protocol"}
     names = list(dict.fromkeys(name for run in runs for name in run.options))
     changed = [
-        n for n in names if n not in apart and any(r.options.get(n) != u.get(n) for r, u in zip(runs, usual))
-    ]  # fmt: skip
-    protocol = [run.result["protocol"] if run.result else run.options.get("protocol") or "-" for run in runs]
-    rows = [["folder", *(str(run.folder) for run in runs)]]
-    rows += [[title, *(run.options[name] for run in runs)] for name, title in FACTS.items()]
-    rows += [["features", *("SIMULATED" if run.simulated else "not marked as simulated" for run in runs)]]
-    rows += [["protocol", *protocol], ["weights", *(", ".join(run.results) or "-" for run in runs)]]
-    rows += [[Raw(f"<b>--{n}</b>"), *(_value(run.options.get(n)) for run in runs)] for n in changed]
-    made = [run.environment for run in runs]
-    rows.append(["versions", *(", ".join(f"{k} {e[k]}" for k in VERSIONS if k in e) or "-" for e in made)])
-    rows += [
-        ["device", *(_value(e.get("device")) for e in made)],
-        ["commit", *(_value(e.get("commit"))[:12] for e in made)],
+        n
+        for n in names
+        if n not in {*FACTS, *APART, "protocol"}
+        and any(r.options.get(n) != _usual(r.options["recipe"]).get(n) for r in runs)
     ]
+    columns = []
+    for run in runs:
+        e, protocol = run.environment, run.result["protocol"] if run.result else run.options.get("protocol")
+        column = {"folder": run.folder, **{title: run.options[name] for name, title in FACTS.items()}}
+        column["features"] = "SIMULATED" if run.simulated else "not marked as simulated"
+        column |= {"protocol": protocol or "-", "weights": ", ".join(run.results) or "-"}
+        column |= {Raw(f"<b>--{n}</b>"): _value(run.options.get(n)) for n in changed}
+        column["versions"] = ", ".join(f"{k} {e[k]}" for k in VERSIONS if k in e) or "-"
+        columns.append({**column, "device": _value(e.get("device")), "commit": _value(e.get("commit"))[:12]})
+    rows = [[title, *(column[title] for column in columns)] for title in columns[0]]
     differ = [i for i, (_, *values) in enumerate(rows) if i and len(set(map(str, values))) > 1]
     every = [[n, *(_value(run.options.get(n)) for run in runs), explained.get(n, "")] for n in sorted(names)]
-    rest = [[n, *(_value(e.get(n)) for e in made), ""] for n in ("command", "inputs", "platform", "threads")]
+    kept = ("command", "inputs", "platform", "threads")
+    every += [[n, *(_value(run.environment.get(n)) for run in runs), ""] for n in kept]
     head = ["", *(run.name for run in runs)]
     how = "Options in bold differ from the defaults of the recipe; what is not listed is as the recipe has it."
     how += " Shaded rows differ between the runs." if len(runs) > 1 else ""
-    rest = folded("All options, command and inputs", table([*head, "meaning"], every + rest, words=True))
+    rest = folded("All options, command and inputs", table([*head, "meaning"], every, words=True))
     return join([soft(how), table(head, rows, words=True, marked={"differs": differ}), rest])
+
+
+@cache
+def _usual(recipe: str) -> Dict:
+    return plain(parse(["--recipe", recipe if recipe in RECIPES else "release"], tuple(TERMS)))
 
 
 def _value(value: object) -> str:
@@ -150,13 +139,13 @@ def over_epochs(groups: Groups) -> Optional[Raw]:
     def grid(title: str, tags: Sequence[str], cut: str, before: str = "", shades: Sequence[object] = ()) -> Raw:
         """Panels of some tags; with shades and a single run, one panel of them all."""
         if one and len(shades):
-            lines = [Line(name[len(cut) :], runs[0].scalars[name], shade) for name, shade in zip(tags, shades)]
+            lines = [(name[len(cut) :], runs[0].scalars[name], shade) for name, shade in zip(tags, shades)]
             made = [curves(f"{title} (%)", lines, legend=True, mark=best)]
         else:
-            lines = {n: [Line(r.name, r.scalars[n], colour[r.name]) for r in runs if n in r.scalars] for n in tags}
+            lines = {n: [(r.name, r.scalars[n], colour[r.name]) for r in runs if n in r.scalars] for n in tags}
             made = [curves(before + name[len(cut) :], lines[name]) for name in tags]
         alts = [f"{title}: {panel.axes[0].get_title()}" for panel in made]
-        return join(figure(embed(panel, f"{title} {i}", alt)) for i, (panel, alt) in enumerate(zip(made, alts)))
+        return join(embed(panel, f"{title} {i}", alt) for i, (panel, alt) in enumerate(zip(made, alts)))
 
     start, video = "test_mAP/Detection mAP @ IoU = ", "test_mAP/Classification "
     found = {kind: [n for n in names if n.startswith(kind)] for kind in (start, video, "loss/", "weight/")}
@@ -169,7 +158,8 @@ def over_epochs(groups: Groups) -> Optional[Raw]:
         grid("classification of videos", found[video], video, "classification ", COLOURS),
     ]
     score = _panels(every, *few) if one else join([_panels(*few), folded("mAP at each tIoU", _panels(every))])
-    parts = [] if one else [chips(legend)]
+    marks = (f'<span><i style="background:{shade}"></i>{text(name)}</span>' for name, shade in legend.items())
+    parts = [] if one else [tag("div", Raw("".join(marks)), class_="chips")]
     for title, content in (
         ("mAP on the test videos", score if found[start] else ""),
         ("Losses, each without its weight, and the norm of the gradient", _panels(grid("loss", losses, "loss/"))),
@@ -219,19 +209,17 @@ def classes(groups: Groups, data: Mapping[str, Data]) -> Optional[Raw]:
 
 def _less(other: str, base: str, by_seed: pd.DataFrame, span: str, open_: bool) -> Raw:
     """What one group has over another, class by class, the largest gain first."""
-    total, several = by_seed.mean(axis=1), len(by_seed) > 1
-    mean, sd = by_seed.mean().sort_values(ascending=False, kind="stable"), by_seed.std()
-    most = max(mean.abs().max(), 0.01)
-    rows = [[Raw("<b>mean over classes</b>"), change(total.mean(), most), total.std(), *total]]
-    rows += [[name, change(mean[name], most), sd[name], *by_seed[name]] for name in mean.index]
-    for values in rows:
-        values[2:] = [f"{100 * values[2]:.2f}", *(f"{100 * x:+.2f}" for x in values[3:])] if several else []
+    mean = by_seed.mean().sort_values(ascending=False, kind="stable")
+    total, most, several = by_seed.mean(axis=1), max(mean.abs().max(), 0.01), len(by_seed) > 1
+    rows = []
+    for title, values in (Raw("<b>mean over classes</b>"), total), *((name, by_seed[name]) for name in mean.index):
+        spread_of = [f"{100 * values.std():.2f}", *(f"{100 * x:+.2f}" for x in values)] if several else []
+        rows.append([title, change(values.mean(), most), *spread_of])
     head = ["class", "difference", *(["sd", *by_seed.index] if several else [])]
-    how = f"paired by {len(by_seed)} seeds" if several else f"one pair of runs: {by_seed.index[0]}"
-    how = f"Points of AP {span}, {how}. {other} is ahead in {(mean > 0).sum()} of {len(mean)} classes, behind in "
-    how += f"{(mean < 0).sum()}."
+    pairs = f"paired by {len(by_seed)} seeds" if several else f"one pair of runs: {by_seed.index[0]}"
+    ahead = f"{other} is ahead in {(mean > 0).sum()} of {len(mean)} classes, behind in {(mean < 0).sum()}"
     title = f"{other} less {base}: {100 * total.mean():+.2f}"
-    return folded(title, soft(how), table(head, rows), open_=open_)
+    return folded(title, soft(f"Points of AP {span}, {pairs}. {ahead}."), table(head, rows), open_=open_)
 
 
 def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw]:
@@ -251,14 +239,15 @@ def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw
     parts = []
     for run in runs:
         n = numbers[run.name]
-        title = f"{run.name}: pictures"
         drawn = [
-            figure(embed(f, f"{run.name} {k}", f"{k.replace('_', ' ')} of {run.name}"), wide=True)
-            for k, f in diagnose.pictures(n).items()
+            embed(picture, f"{run.name} {name}", f"{name.replace('_', ' ')} of {run.name}", wide=True)
+            for name, picture in diagnose.pictures(n).items()
         ]
         lines = Raw("\n".join(text(line) for line in diagnose.summary(n).splitlines()))
         content = [tag("div", join(drawn), class_="side"), folded("The numbers as text", tag("pre", lines))]
-        parts.append(join(content) if len(runs) == 1 else folded(title, *content, open_=run is runs[0]))
+        parts.append(
+            join(content) if len(runs) == 1 else folded(f"{run.name}: pictures", *content, open_=run is runs[0])
+        )
     how = (
         "Why the detections score what they score (DETAD, Alwassel et al. 2018; definitions in eval/diagnosis.py). "
         "AP_N does not depend on how frequent a class is; a gain is what AP_N of the best detections would win without "
@@ -289,12 +278,9 @@ def timelines(
             if not found or video not in found.videos:  # a run on other data
                 continue
             truth, length_s = (d.truth, d.duration_s.get(video, np.nan)) if d else (None, np.nan)
-            picture = embed(
-                story(video, truth, found, length_s, why[run.name].get(video)),
-                f"{run.name} {video}",
-                f"timeline of {video}, {run.name}",
-            )
-            parts.append(figure(picture, run.name if len(shown) > 1 else "", wide=True))
+            drawn = story(video, truth, found, length_s, why[run.name].get(video))
+            caption, alt = run.name if len(shown) > 1 else "", f"timeline of {video}, {run.name}"
+            parts.append(embed(drawn, f"{run.name} {video}", alt, caption, wide=True))
     if not parts:
         return None
     how = (

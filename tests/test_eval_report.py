@@ -27,7 +27,7 @@ from eval.report_data import (
     runs_of,
     video_ap,
 )
-from eval.report_page import Line, Raw, curves, embed, story, table, text
+from eval.report_page import Raw, curves, embed, story, table, text
 from tests import tiny
 from tests.changes import train
 from tests.outcome import outcome, refused
@@ -123,8 +123,8 @@ def test_names_are_text_and_simulated_features_are_named_everywhere(tmp_path, hu
     drawn = Page(embed(story(NASTY[0], None, found, 3.0, judged), "x", NASTY[0]))
     assert "script" not in drawn.tags and NASTY[0][:20] in drawn.text
     monkeypatch.setattr(report_page, "LARGEST_SVG", 10_000)
-    figure = curves("noise", [Line("noise", pd.Series(np.random.default_rng(0).random(9999)))])
-    assert Page(embed(figure, "y", NASTY[0])).needs_nothing().tags == ["img"]
+    figure = curves("noise", [("noise", pd.Series(np.random.default_rng(0).random(9999)), "red")])
+    assert Page(embed(figure, "y", NASTY[0])).needs_nothing().tags == ["figure", "img"]
     assert text("<\x1b") == "&lt;\\x1b" and text(Raw("<b>")) == "<b>"
     assert "<i>" not in table(["<i>", "<i>"], [["<i>", "<i>"]]) and "x" * 99 in table(["", "a"], [["", "x" * 99]])
 
