@@ -17,7 +17,7 @@ from eval.report_page import COLOURS, Raw, bar, change, curves, embed, folded, j
 from losses import TERMS
 from options import NUMBERS, OPTIONS, RECIPES, parse
 from utils.run.experiment import plain
-from utils.run.report import RESTS_ON, columns, published, rounding_lines, row, spread
+from utils.run.report import RESTS_ON, published, rounding_lines, row, spread
 from utils.segments import Segments
 
 FACTS = {"dataset_name": "data", "run_type": "kind of run", "recipe": "recipe", "seed": "random seed"}
@@ -46,12 +46,8 @@ def what_was_run(runs: Sequence[Run]) -> Raw:
     explained = {option.name: option.help.split(" (default")[0] for group in OPTIONS.values() for option in group}
     explained |= {n.name: n.meaning for n in NUMBERS} | {"losses": "losses beside classification"}
     names = list(dict.fromkeys(name for run in runs for name in run.options))
-    changed = [
-        n
-        for n in names
-        if n not in {*FACTS, *APART, "protocol"}
-        and any(r.options.get(n) != _usual(r.options["recipe"]).get(n) for r in runs)
-    ]
+    differs = {n for run in runs for n in names if run.options.get(n) != _usual(run.options["recipe"]).get(n)}
+    changed = [n for n in names if n in differs - {*FACTS, *APART, "protocol"}]
     columns = []
     for run in runs:
         e, protocol = run.environment, run.result["protocol"] if run.result else run.options.get("protocol")
@@ -109,10 +105,9 @@ def results(groups: Groups) -> Optional[Raw]:
         beside = {} if simulated else published(dataset, runs[0].options["recipe"], tious)
         rows += beside.values()
         marked = {"differs": means, "published": range(len(rows) - len(beside), len(rows))}
-        names = ["mAP (%)", *columns(first["tiou"], first["average"])[1:]]
-        head = [n.replace("mAP@", "@").replace("AVG(", "mean ").rstrip(")") if i else n for i, n in enumerate(names)]
-        cut = 1 + len(first["tiou"]), 1 + len(first["tiou"]) + len(first["average"])
-        head, *rows = ([r[0], *r[cut[0] : cut[1]], *r[1 : cut[0]], *r[cut[1] :]] for r in [head, *rows])  # means first
+        head = ["mAP (%)", *(f"@{t:g}" for t in tious), *(f"mean {a}" for a in first["average"]), "cls-mAP", "cls-acc"]
+        split, end = 1 + len(tious), 1 + len(tious) + len(first["average"])
+        head, *rows = ([r[0], *r[split:end], *r[1:split], *r[end:]] for r in [head, *rows])  # means first
         notes = [*rounding_lines(first), *(f"{r[0]}: {' '.join(RESTS_ON[k].split())}" for k, r in beside.items())]
         parts += [said(runs), table(head, rows, marked=marked), *map(soft, notes)]
     how = (
@@ -189,10 +184,10 @@ def classes(groups: Groups, data: Mapping[str, Data]) -> Optional[Raw]:
     span = list(first.result["average"])[-1]
     known = first.name in data
     counts = class_counts(data[first.name], first.result["protocol"]) if known else pd.DataFrame(index=ap.index)
-    rows, single = [], len(groups) == 1
+    single, tious = len(groups) == 1, [f"@{t:g}" for t in first.result["tiou"]]
     counts = counts if single else counts.drop(columns="detections", errors="ignore")
-    head = ["class", *([f"AP {span}"] if single else [f"{n}, AP {span}" for n in ap]), *counts.columns]
-    head += [f"@{t:g}" for t in first.result["tiou"]] if single else []
+    titles = [f"AP {span}"] if single else [f"{name}, AP {span}" for name in ap]
+    rows, head = [], ["class", *titles, *counts.columns, *(tious if single else [])]
     for name, values in ap.iterrows():
         cells = [f"{n:,}" for n in counts.loc[name]] if name in counts.index else ["-"] * len(counts.columns)
         more = [f"{100 * x:.2f}" for x in first.result["AP"][name]] if single else []
