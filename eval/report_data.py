@@ -13,7 +13,7 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 import numpy as np
 import pandas as pd
 
-from dataset import Split, open_source, timing
+from dataset import load_split, open_source
 from eval.average_precision import Columns, average_precision
 from eval.detection import comparable, in_protocol, within
 from eval.diagnosis import BINS, diagnose
@@ -26,10 +26,9 @@ from utils.datasets.annotations import Read, read_annotations
 from utils.datasets.features import open_features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile, proposals_file
 from utils.datasets.proposals import load_proposals
-from utils.datasets.rows import live_rows
 from utils.errors import InputError, os_error_line, raise_first, some
 from utils.files import load_json
-from utils.segments import Segments, spelled, to_snippets
+from utils.segments import Segments, spelled
 
 TODO = "give the --exp_dir of a run, or the folder of --seeds"
 # options that say where and how a run was made, not what it is
@@ -243,24 +242,21 @@ def open_data(run: Run, root: Optional[str] = None) -> Data:
 
 def diagnosed(run: Run, data: Data, proposals_root: Optional[str] = None) -> Dict:
     """``eval.diagnosis`` of the run's detections, with the ceiling where its proposals are found."""
-    length_s = {v: data.duration_s[v] for v in data.truth.videos}
-    proposals_s = run.attempt("ceiling", _proposals, run, data, length_s, proposals_root)
+
+    def proposals() -> Dict[str, np.ndarray]:
+        root = proposals_root or run.options.get("proposals_root")
+        path = proposals_file(run.options["dataset_name"], data.profile, "test", root)
+        return load_proposals(path, {v: data.duration_s[v] for v in data.truth.videos}, fix=True).segments_s
+
     where = (data.truth, data.found, data.profile, run.result["protocol"], data.duration_s)
     bins = BINS.get(run.options["dataset_name"])
-    numbers = diagnose(*where, bins, run.result["tiou"], proposals_s=proposals_s)
+    numbers = diagnose(*where, bins, run.result["tiou"], proposals_s=run.attempt("ceiling", proposals))
     said = [np.nan if x is None else x for x in run.result["mAP"]]
     if not np.allclose(numbers["mAP"], said, atol=1e-5, equal_nan=True):
         text = "detections.json and these annotations give another mAP than results.json"
         both = f"{100 * np.mean(numbers['mAP']):.2f}, {100 * np.mean(said):.2f}"
         run.notes.append(f"{text} ({both}): not the run's data?")
     return numbers
-
-
-def _proposals(run: Run, data: Data, length_s: Mapping[str, float], root: Optional[str]) -> Dict[str, np.ndarray]:
-    """video -> [M, 2] seconds of the proposals that the run scored in these videos."""
-    root = root or run.options.get("proposals_root")
-    path = proposals_file(run.options["dataset_name"], data.profile, "test", root)
-    return load_proposals(path, length_s, fix=True).segments_s
 
 
 def class_counts(data: Data, protocol: str) -> pd.DataFrame:
@@ -301,33 +297,26 @@ class Judged(NamedTuple):
 
 def judged(run: Run, data: Data, videos: Sequence[str], proposals_root: Optional[str] = None) -> Dict[str, Judged]:
     """Run the checkpoint of a run on some of its test videos, those with features and proposals. Raises InputError."""
-    name, given = run.options["dataset_name"], run.options.get("pretrained_ckpt")
-    tested = run.options["run_type"] == "test"
-    checkpoint = Path(str(given)) if tested else run.folder / "ckpt" / "last_model.pkl"
+    name, tested = run.options["dataset_name"], run.options["run_type"] == "test"
+    checkpoint = Path(str(run.options["pretrained_ckpt"])) if tested else run.folder / "ckpt" / "last_model.pkl"
     args = parse([], tuple(TERMS)).replace(dataset_name=name, pretrained_ckpt=str(checkpoint))
     model, args, info = load_trained(args)
     check_classes(checkpoint, model, info, data.truth.classes)
     source = open_source(name, str(data.root), feature_size=model.feature_size)
-    videos = [v for v in videos if v in set(source.features.videos)]
-    if not videos:
-        return {}
-    snippets = np.asarray([source.features.length(v) for v in videos], dtype=np.int64)
-    rate, length_s = timing(source, "test", videos, snippets, ignore_rate=True)
-    proposals_s = _proposals(run, data, dict(zip(videos, length_s)), proposals_root)
-    segments = [to_snippets(proposals_s.get(v, np.zeros((0, 2))), r) for v, r in zip(videos, rate)]
-    if not any(map(len, segments)):
-        return {}
-    rows = live_rows(videos, segments, source.features.load, args.roi_size)
-    if rows.width != 3 * model.feature_size:
-        what = f"the checkpoint is for features of width {model.feature_size}, the data have {rows.width // 3}"
+    args = args.replace(
+        proposals_root=proposals_root or run.options.get("proposals_root"),
+        score_s_pc=run.options.get("score_s_pc", args.score_s_pc),
+        **{"fix_proposals": True, "ignore_rate": True, "no_cache": True, "amp": "off"},
+    )
+    split = load_split(source, "test", args, videos)
+    if split.rows.width != 3 * model.feature_size:
+        what = f"the checkpoint is for features of width {model.feature_size}, the data have {split.rows.width // 3}"
         raise InputError(what, checkpoint, "give --dataset_root")
-    labels = np.zeros((len(videos), len(data.truth.classes)), np.float32)
-    split = Split(tuple(videos), labels, segments, snippets, length_s, rate, rows, {})
-    without = left_out(args.replace(score_s_pc=run.options.get("score_s_pc", args.score_s_pc)))
     found = {}
     for v, outputs in score(model, split):
-        columns = outputs["attention"], outputs["s_pc"], fuse(outputs["s_base"], np.ones(len(segments[v])))[0]
-        found[videos[v]] = Judged(segments[v] / rate[v], *columns, "s_pc" in without)
+        segments = split.proposals[v]
+        columns = outputs["attention"], outputs["s_pc"], fuse(outputs["s_base"], np.ones(len(segments)))[0]
+        found[split.videos[v]] = Judged(segments / split.rate[v], *columns, "s_pc" in left_out(args))
     return found
 
 
