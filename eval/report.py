@@ -77,7 +77,6 @@ def report(
             read = run.attempt("no timelines", Segments.from_json, run.document, None, "detections.json")
             found.update({run.name: read[0]} if read else {})
     wanted = chosen(runs, data, found, videos)
-    parts = {}
     makers = {
         "What was run": lambda: sections.what_was_run(runs),
         "Results": lambda: sections.results(groups),
@@ -86,8 +85,7 @@ def report(
         "Diagnosis": lambda: sections.diagnosis(shown, numbers),
         "Timelines": lambda: sections.timelines(shown, data, found, wanted, proposals_root),
     }
-    for name, make in tqdm(makers.items(), "sections", leave=False, disable=None):
-        parts[name] = make()
+    parts = {name: make() for name, make in tqdm(makers.items(), "sections", leave=False, disable=None)}
     names = list(groups)
     head = [sections.soft(", ".join(names[:6]) + f" and {len(names) - 6} more" * (len(names) > 6))]
     if any(run.simulated for run in runs):

@@ -131,20 +131,19 @@ def read_scalars(folder: Path) -> Dict[str, pd.Series]:
 
     if not any(folder.glob("events.out.tfevents.*")):
         return {}
-    kinds = ("images", "tensors", "audio", "histograms", "compressedHistograms")
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, **dict.fromkeys(kinds, 1)}).Reload()
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     found = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
     return {tag: pd.Series(values, dtype=float).sort_index() for tag, values in sorted(found.items())}
 
 
 def name_runs(runs: Sequence[Run]) -> None:
     """Give each run the shortest end of its path that tells it from the others; a seed, with the folder above."""
-    paths = [run.folder.resolve().parts for run in runs]
-    for i, run in enumerate(runs):
-        least = 2 if paths[i][-1][:4] == "seed" and paths[i][-1][4:].isdigit() else 1
-        names = ("/".join(paths[i][-n:]) for n in range(least, len(paths[i]) + 1))
-        others = ["/".join(p) for k, p in enumerate(paths) if k != i]
-        run.name = next((n for n in names if not any(o.endswith("/" + n) for o in others)), str(run.folder))
+    paths = [run.folder.resolve().as_posix() for run in runs]
+    for run, path in zip(runs, paths):
+        parts = path.split("/")
+        least = 2 if parts[-1][:4] == "seed" and parts[-1][4:].isdigit() else 1
+        ends = ("/".join(parts[-n:]) for n in range(least, len(parts)))
+        run.name = next((end for end in ends if sum(p.endswith(f"/{end}") for p in paths) == 1), path)
 
 
 def groups_of(runs: Sequence[Run]) -> Dict[str, List[Run]]:
@@ -298,7 +297,7 @@ class Judged(NamedTuple):
 def judged(run: Run, data: Data, videos: Sequence[str], proposals_root: Optional[str] = None) -> Dict[str, Judged]:
     """Run the checkpoint of a run on some of its test videos, those with features and proposals. Raises InputError."""
     name, tested = run.options["dataset_name"], run.options["run_type"] == "test"
-    checkpoint = Path(str(run.options["pretrained_ckpt"])) if tested else run.folder / "ckpt" / "last_model.pkl"
+    checkpoint = Path(str(run.options.get("pretrained_ckpt"))) if tested else run.folder / "ckpt" / "last_model.pkl"
     args = parse([], tuple(TERMS)).replace(dataset_name=name, pretrained_ckpt=str(checkpoint))
     model, args, info = load_trained(args)
     check_classes(checkpoint, model, info, data.truth.classes)

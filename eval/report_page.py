@@ -47,11 +47,10 @@ h1 { font-size: 1.7rem; line-height: 1.25; margin: .5rem 0 .25rem; overflow-wrap
 h2 { display: inline; font-size: 1.2rem; margin: 0; }
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; overflow-wrap: anywhere; }
 p { margin: .5rem 0; max-width: 46rem; overflow-wrap: anywhere; }
-a { color: var(--link); }
 .soft, figcaption { color: var(--soft); font-size: .88rem; }
 .simulated { background: var(--warn); color: var(--warn-ink); border-radius: 4px; padding: .1em .45em; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1rem 0 1.2rem; font-size: .92rem; }
-nav a { text-decoration: none; }
+nav a { color: var(--link); text-decoration: none; }
 section, .notes { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; margin: 0 0 1rem; }
 .notes { padding: .5rem 1.1rem .7rem; }
 .notes ul { margin: .3rem 0; padding-left: 1.2rem; font-size: .92rem; overflow-wrap: anywhere; }
