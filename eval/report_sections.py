@@ -239,10 +239,9 @@ def diagnosis(shown: Sequence[Run], numbers: Mapping[str, Dict]) -> Optional[Raw
             for name, picture in diagnose.pictures(n).items()
         ]
         lines = Raw("\n".join(text(line) for line in diagnose.summary(n).splitlines()))
-        content = [tag("div", join(drawn), class_="side"), folded("The numbers as text", tag("pre", lines))]
-        parts.append(
-            join(content) if len(runs) == 1 else folded(f"{run.name}: pictures", *content, open_=run is runs[0])
-        )
+        content = join([tag("div", join(drawn), class_="side"), folded("The numbers as text", tag("pre", lines))])
+        several = len(runs) > 1
+        parts.append(folded(f"{run.name}: pictures", content, open_=run is runs[0]) if several else content)
     how = (
         "Why the detections score what they score (DETAD, Alwassel et al. 2018; definitions in eval/diagnosis.py). "
         "AP_N does not depend on how frequent a class is; a gain is what AP_N of the best detections would win without "
@@ -262,9 +261,9 @@ def timelines(
     """Videos one after the other, each as the runs see it."""
     why = {}
     for run in shown:
-        d = data.get(run.name)
-        given = (run, d, list(videos), proposals_root)
-        why[run.name] = (d and run.attempt("attention and scores over time", judged, *given)) or {}
+        if run.name in data:
+            given = (run, data[run.name], list(videos), proposals_root)
+            why[run.name] = run.attempt("attention and scores over time", judged, *given) or {}
     parts = []
     for video, reason in videos.items():
         parts.append(tag("h3", f"{video}: {reason}" if reason else video))
@@ -273,7 +272,7 @@ def timelines(
             if not found or video not in found.videos:  # a run on other data
                 continue
             truth, length_s = (d.truth, d.duration_s.get(video, np.nan)) if d else (None, np.nan)
-            drawn = story(video, truth, found, length_s, why[run.name].get(video))
+            drawn = story(video, truth, found, length_s, why.get(run.name, {}).get(video))
             caption, alt = run.name if len(shown) > 1 else "", f"timeline of {video}, {run.name}"
             parts.append(embed(drawn, f"{run.name} {video}", alt, caption, wide=True))
     if not parts:
