@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Collection, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -107,12 +107,15 @@ def open_source(
     return Source(name, folder, profile, annotations, instances, ambiguous_s, features)
 
 
-def weak_labels(source: Source, split: str) -> Tuple[Tuple[str, ...], np.ndarray]:
-    """The V videos of a split that have features, and their weak labels, multi-hot float32 [V, C]."""
+def weak_labels(
+    source: Source, split: str, only: Optional[Collection[str]] = None
+) -> Tuple[Tuple[str, ...], np.ndarray]:
+    """The V videos of a split (or ``only`` some of them) that have features, and their weak labels, multi-hot
+    float32 [V, C]."""
     annotations, profile = source.annotations, source.profile
     subset = profile.train_subset if split == "train" else profile.test_subset
-    members = annotations.of(subset)
-    if not len(members):
+    members = [i for i in annotations.of(subset) if only is None or annotations.videos[i] in only]
+    if not members:
         todo = f"subsets are {sorted(set(annotations.subset))}"
         raise InputError(f"no video in subset {subset!r}", annotations_path(source.name, source.root, profile), todo)
     featured = set(source.features.videos)
@@ -139,7 +142,7 @@ def load_dataset(args: Options, splits: Sequence[str] = ("train", "test")) -> Da
     if "train" in splits and not len(annotations.of(profile.test_subset)):
         log(f"no test videos (subset {profile.test_subset!r}): nothing is evaluated, the last weights are saved")
         splits = ["train"]
-    found = {split: _split(source, split, args) for split in splits}
+    found = {split: load_split(source, split, args) for split in splits}
     for line in source.features.notes:
         log(line)
     test = found.get("test")
@@ -164,10 +167,11 @@ def ready_demo(dataset: Optional[str], proposals: Optional[str] = None) -> None:
             raise InputError("the Demo without its proposals", path, todo)
 
 
-def _split(source: Source, split: str, args: Options) -> Split:
-    """Read one split ("train" or "test") and open or build the cache of its SCFE inputs."""
+def load_split(source: Source, split: str, args: Options, only: Optional[Collection[str]] = None) -> Split:
+    """Read one split ("train" or "test"), or only some of its videos, and open or build the cache of its SCFE inputs.
+    Raises InputError."""
     annotations, profile, features = source.annotations, source.profile, source.features
-    videos, labels = weak_labels(source, split)
+    videos, labels = weak_labels(source, split, only)
     signature = features.signature(videos)
     cache_dir = None if args.no_cache else Path(args.cache_dir)
     num_snippets = _lengths(source, split, videos, signature, cache_dir)

@@ -11,14 +11,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval import report_pictures
+from eval import report_page
 from eval import report_sections as sections
 from eval.detection import evaluate_detections
 from eval.report import main
-from eval.report_data import Judged, density, open_data, video_ap
-from eval.report_page import Raw, table, text
-from eval.report_pictures import Line, curves, embed, story
-from eval.report_run import differences, groups_of, name_runs, read_run, read_scalars, runs_of
+from eval.report_data import (
+    Judged,
+    density,
+    differences,
+    groups_of,
+    name_runs,
+    open_data,
+    read_run,
+    read_scalars,
+    runs_of,
+    video_ap,
+)
+from eval.report_page import Raw, curves, embed, story, table, text
 from tests import tiny
 from tests.changes import train
 from tests.outcome import outcome, refused
@@ -53,6 +62,7 @@ class Page(HTMLParser):
 
     def needs_nothing(self):
         assert all(link.startswith(("#", "data:image/png;base64,")) for link in self.links), self.links
+        assert all(f'id="{link[1:]}"' in self.source for link in self.links if link.startswith("#"))
         assert not {"script", "link", "iframe", "object", "embed"} & set(self.tags)
         assert "url(http" not in self.source and "@import" not in self.source
         assert len(self.source.encode()) < 5_000_000
@@ -112,9 +122,9 @@ def test_names_are_text_and_simulated_features_are_named_everywhere(tmp_path, hu
     judged = Judged(found.segment_s, np.ones(1), np.ones(1), np.ones((1, 2)), True)
     drawn = Page(embed(story(NASTY[0], None, found, 3.0, judged), "x", NASTY[0]))
     assert "script" not in drawn.tags and NASTY[0][:20] in drawn.text
-    monkeypatch.setattr(report_pictures, "LARGEST_SVG", 10_000)
-    figure = curves("noise", [Line("noise", np.arange(9999), np.random.default_rng(0).random(9999))])
-    assert Page(embed(figure, "y", NASTY[0])).needs_nothing().tags == ["img"]
+    monkeypatch.setattr(report_page, "LARGEST_SVG", 10_000)
+    figure = curves("noise", [("noise", pd.Series(np.random.default_rng(0).random(9999)), "red")])
+    assert Page(embed(figure, "y", NASTY[0])).needs_nothing().tags == ["figure", "img"]
     assert text("<\x1b") == "&lt;\\x1b" and text(Raw("<b>")) == "<b>"
     assert "<i>" not in table(["<i>", "<i>"], [["<i>", "<i>"]]) and "x" * 99 in table(["", "a"], [["", "x" * 99]])
 
@@ -134,9 +144,9 @@ def test_runs_are_compared_seed_by_seed(sound, tmp_path):
         "base": ["base/seed0", "base/seed1"],
         "more": ["more/seed0", "more/seed1"],
     }
-    (found,), why = differences(groups)
-    assert not why and found.seeds == ["seed 0", "seed 1"]
-    np.testing.assert_allclose(found.by_seed.to_numpy(), [[0.3, -0.1], [0.2, 0.0]], atol=1e-12)
+    found, why = differences(groups)
+    assert not why and list(found["more"].index) == ["seed 0", "seed 1"]
+    np.testing.assert_allclose(found["more"].to_numpy(), [[0.3, -0.1], [0.2, 0.0]], atol=1e-12)
     page = Page(sections.classes(groups, {}))
     mean, deviation = (0.3 + 0.2) / 2, abs(0.3 - 0.2) / np.sqrt(2)
     assert f"+{percent(mean)} {percent(deviation)} +30.00 +20.00" in page.text

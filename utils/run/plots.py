@@ -54,7 +54,7 @@ def timeline(
     rows = base + num_found
 
     present = np.unique(np.concatenate([truth_label, found_label]))
-    names = [_plain(found.classes[c], 40) for c in present]
+    names = [short(found.classes[c], 40) for c in present]
     columns = max(1, min(len(present), int(150 / (8 + max(map(len, names), default=0)))))
     height_in = 0.95 + LANE_IN * rows + 0.2 * -(-len(present) // columns)
     figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
@@ -82,7 +82,7 @@ def timeline(
     axes.set_yticks([y for _, y, *_ in groups], [name for _, _, name, _ in groups])
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_title(_plain(video, 100), fontsize=11)
+    axes.set_title(short(video, 100), fontsize=11)
     # a label that begins with _ would be left out
     handles = [Patch(color=class_colour(c), label=" " * name.startswith("_") + name) for c, name in zip(present, names)]
     if handles:
@@ -118,7 +118,7 @@ def _lanes(segments_s: np.ndarray, gap_s: float) -> np.ndarray:
     return lane
 
 
-def _plain(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
     """A name as it is: no mathematics between dollar signs, one line, at most ``most`` characters."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")

@@ -129,18 +129,26 @@ def spread(results: Sequence[Mapping]) -> Dict[str, Dict]:
     return {"mean": metrics(frame.mean()), "std": metrics(frame.std())}
 
 
+def published(dataset: str, recipe: str, tious: Sequence[float]) -> Dict[str, List[str]]:
+    """Rows of cells that results of a dataset at these thresholds can stand beside, by their names in RESTS_ON."""
+    if dataset != "Thumos14reduced" or tuple(tious) != tuple(THUMOS_TIOU):
+        return {}
+    names = ["paper", "release"] if recipe == "release" else ["paper"]
+    return {name: [REPORTED[name][0], *(f"{v:.2f}" for v in REPORTED[name][1]), "-", "-"] for name in names}
+
+
 def table(dataset: str, recipe: str, results: Mapping[str, Mapping]) -> str:
     """Threshold by threshold in percent: one row a result, on THUMOS14 with the published rows, protocol named."""
-    first, published = next(iter(results.values())), []
+    first, beside = next(iter(results.values())), {}
     title = f"{dataset}, protocol {first['protocol']}, {first['videos']} videos"
     if first.get("simulated"):
         title += "; SIMULATED features: these numbers say nothing about real videos"
-    elif dataset == "Thumos14reduced" and first["tiou"] == list(THUMOS_TIOU):
-        published = ["paper", "release"] if recipe == "release" else ["paper"]
+    else:
+        beside = published(dataset, recipe, first["tiou"])
     rows = [["mAP (%)", *columns(first["tiou"], first["average"])[1:]]]
     rows += [[name, *row(metrics)[1:]] for name, metrics in results.items()]
-    rows += [[REPORTED[name][0], *(f"{v:.2f}" for v in REPORTED[name][1]), "-", "-"] for name in published]
+    rows += beside.values()
     head, *lines = aligned(rows)
     rule = "-" * max(map(len, [head, *lines]))
-    notes = [*rounding_lines(first), *(RESTS_ON[name] for name in published)]
+    notes = [*rounding_lines(first), *(RESTS_ON[name] for name in beside)]
     return "\n".join([title, rule, head, rule, *lines, rule, *notes])
