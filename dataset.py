@@ -191,12 +191,11 @@ def load_split(source: Source, split: str, args: Options, only: Optional[Collect
     if without:
         effect = "not trained on" if split == "train" else "no detections from them"
         log(f"{len(without)} of {len(videos)} {split} videos have no proposal ({effect}): {some(without)}")
-    dtype = "bfloat16" if args.amp == "bf16" else args.cache_dtype
+    how = (args.roi_size, args.rows_dtype)
     if cache_dir is None:
-        rows = live_rows(videos, proposals, features.load, args.roi_size, dtype)
+        rows = live_rows(videos, proposals, features.load, *how)
     else:
-        name = f"{source.name}-{split}"
-        rows = cached_rows(cache_dir, name, videos, proposals, features.load, signature, args.roi_size, dtype)
+        rows = cached_rows(cache_dir, f"{source.name}-{split}", videos, proposals, features.load, signature, *how)
     features.release()
     hashes = {"features": content_hash(num_snippets, rows.video_mean), "proposals": file_hash(path)}
     return Split(videos, labels, proposals, num_snippets, length_s, rate, rows, hashes)

@@ -20,15 +20,14 @@ from joblib import Parallel, delayed
 from torch import nn
 
 from dataset import Inputs, epoch_order, load_dataset, packed_batch
-from descriptors import load_or_make
 from eval.detection import default_protocol
-from eval.inference import Evaluation, evaluate, info_of, left_out, pictures, test
+from eval.inference import Evaluation, confidences, evaluate, info_of, inputs_of, left_out, pictures, test
 from eval.predict import predict
-from losses import TERMS, padding_rows, pseudo_labels, schedule, seal_terms, untrained
+from losses import TERMS, padding_rows, schedule, seal_terms, untrained
 from model import SEAL, load_model, save_model
 from options import Options, parse
 from utils.errors import InputError, run_command
-from utils.files import content_hash, load_json, save_checkpoint, write_json
+from utils.files import load_json, save_checkpoint, write_json
 from utils.packed import Batch
 from utils.run.experiment import Board, Stop, experiment, load_state, pick_device, plain, record, unchanged
 from utils.run.processes import Group, processes
@@ -81,10 +80,7 @@ class Run:
         train, test = self.data.train, self.data.test
         if min(args.batch_size, len(train.scored)) < group.size:
             raise InputError(f"batches of fewer videos than the {group.size} processes", None, "start fewer processes")
-        root = Path(args.descriptors_root or Path("descriptors") / args.dataset_name)
-        known = (train.rows.video_mean, train.num_snippets, train.labels, self.data.classes, args.descriptor_level)
-        found = load_or_make(root, *known, self.data.profile.modalities or 2)
-        self.pseudo = tuple(x.numpy() for x in pseudo_labels(*map(torch.from_numpy, (train.rows.video_mean, *found))))
+        self.pseudo = confidences(self.data, args)
         for split in (train, test) if test else (train,):
             split.rows.to(group.device)
         size = (train.rows.width // 3, len(self.data.classes))
@@ -99,7 +95,7 @@ class Run:
         self.detections: Optional[Segments] = None  # of the last model, not written yet
         protocol = args.protocol or default_protocol(self.data.profile)
         self.options = {**plain(args), "protocol": protocol, "device": group.device.type, "processes": group.size}
-        self.inputs = {**self.data.hashes, "pseudo_labels": content_hash(*self.pseudo)}  # and so the descriptors
+        self.inputs = inputs_of(self.data, self.pseudo)
 
     def batches(self) -> List[np.ndarray]:
         return epoch_order(self.data.train.scored, self.args.batch_size, self.args.seed, self.epoch)
@@ -166,10 +162,10 @@ class Run:
         evaluation, and all that is in the folder is of one moment."""
         self.check_weights()
         model, info = deepcopy(self.model), info_of(self.data, self.options, self.epoch)
+        found = self.detect(model) if self.data.test else None  # an error here leaves the files as they are
         self.held["last"], final = (model, info), self.epoch == self.args.max_epoch
-        if not self.data.test:
+        if not found:
             return
-        found = self.detect(model)
         self.detections = found.detections
         self.history.append({"epoch": self.epoch, **found.metrics})
         if best(self.history) is self.history[-1]:
@@ -178,8 +174,10 @@ class Run:
         board.scalars(tags(self.history[-1]), self.epoch)
         shown = {"timeline": found} if final or self.args.pictures == "all" else {}
         if final and best(self.history) is not self.history[-1]:
-            self.leave()
-            shown["timeline_best"] = self.detect(load_model(self.folder / "ckpt" / "best_model.pkl")[0])
+            path = self.folder / "ckpt" / "best_model.pkl"
+            if "best" in self.held or path.exists():
+                model, _ = self.held["best"] if "best" in self.held else load_model(path)
+                shown["timeline_best"] = self.detect(model)
         for name, found in shown.items():
             for video, picture in pictures(self.data, found.detections):
                 board.image(f"{name}/{video}", picture, self.epoch)

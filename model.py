@@ -26,7 +26,8 @@ class Branch(NamedTuple):
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x.squeeze(1).sigmoid()
+    x = x.squeeze(1)  # of bfloat16, a sigmoid would have some 100 values between 0.5 and 1
+    return (x.float() if x.dtype == torch.bfloat16 else x).sigmoid()
 
 
 BRANCHES = {  # by the name of the output

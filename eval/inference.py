@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from dataset import Dataset, Split, load_dataset, packed_batch
+from descriptors import load_or_make
 from eval.classification import accuracy, mean_average_precision, top1_accuracy
 from eval.detection import default_protocol, evaluate_detections, in_protocol
 from eval.postprocess import Candidates, candidates, detect, predicted_classes
-from losses import TERMS, untrained
+from losses import TERMS, pseudo_labels, untrained
 from model import SEAL, check_classes, load_model
 from options import NUMBERS, RECIPES, Options, restore
 from utils.errors import InputError
-from utils.files import file_hash, write_json
+from utils.files import content_hash, file_hash, write_json
 from utils.run.experiment import experiment, plain, record
 from utils.run.plots import figure_to_array, timeline
 from utils.run.report import log, table
@@ -27,7 +28,7 @@ TRAINED_WITH = ("recipe", "losses", "descriptor_level", "roi_size", "max_epoch",
                 "dropout_ratio", "max_proposal", "share_rows", "amp", "tf32", "cache_dtype", "seed",
                 *(n.name for n in NUMBERS))  # fmt: skip
 # rows the network takes at once: 200 MB of inputs at 2D = 2048; on a card, whose memory holds them, all of THUMOS14's
-ROWS_AT_ONCE = {"cpu": 8192, "cuda": 65536}
+ROWS_AT_ONCE = {"cpu": 8192, "cuda": 32768}
 
 
 class Evaluation(NamedTuple):
@@ -41,6 +42,21 @@ def left_out(args: Options) -> FrozenSet[str]:
     """Outputs that the score of a proposal leaves out: untrained ones, or as ``--score_s_pc`` says."""
     asked = {"always": frozenset(), "never": frozenset({"s_pc"})}
     return asked.get(args.score_s_pc, untrained(args.losses, args.numbers))
+
+
+def confidences(data: Dataset, args: Options) -> Tuple[np.ndarray, np.ndarray]:
+    """Pseudo-label and its confidence of every training video, int64 [V] each, Eq. (5)-(7), by the descriptors that the
+    options name; these are made where they are missing. Raises InputError."""
+    root, train = Path(args.descriptors_root or Path("descriptors") / args.dataset_name), data.train
+    known = (train.rows.video_mean, train.num_snippets, train.labels, data.classes, args.descriptor_level)
+    found = load_or_make(root, *known, data.profile.modalities or 2)
+    label, confidence = pseudo_labels(*map(torch.from_numpy, (train.rows.video_mean, *found)))
+    return label.numpy(), confidence.numpy()
+
+
+def inputs_of(data: Dataset, pseudo: Tuple[np.ndarray, np.ndarray]) -> Dict[str, str]:
+    """Hashes of all that a training reads, its pseudo-labels and so the descriptors too, by name."""
+    return {**data.hashes, "pseudo_labels": content_hash(*pseudo)}
 
 
 @torch.no_grad()

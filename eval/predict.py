@@ -39,15 +39,15 @@ def unlabelled_split(
     proposals: Union[str, Maker],
     feature_size: int,
     profile: Profile,
-    roi_size: int,
-    fix: bool = False,
+    args: Options,
     videos: Optional[Collection[str]] = None,
 ) -> Split:
     """Videos that have features and proposals, as a split without labels; nothing is cached.
 
     features: folder of per-video files, or one of RGB and one of flow. proposals: JSON in seconds, "windows":
-    multi-scale windows, or what makes proposals. profile: says the rate of the features. videos: the only ones that are
-    wanted, default: all. Raises InputError naming file and video.
+    multi-scale windows, or what makes proposals. profile: says the rate of the features. args: how rows are made, and
+    whether proposals are mended. videos: the only ones that are wanted, default: all. Raises InputError naming file and
+    video.
     """
     maker = proposals if isinstance(proposals, Maker) else None
     made = maker is not None or proposals == "windows"
@@ -77,7 +77,7 @@ def unlabelled_split(
         found = [maker.propose(source.load(v))[:, :2] if maker else windows(n) for v, n in zip(source.videos, snippets)]
         segments_s = {v: segments / r for v, segments, r in zip(source.videos, found, rate) if len(segments)}
     else:
-        found = load_proposals(path, length_s, fix)
+        found = load_proposals(path, length_s, args.fix_proposals)
         if 1.1 < found.beyond < 8:  # a wrong rate; frames for seconds are further off
             todo = fitting(profile, found.beyond * float(np.median((snippets + 1) / snippets)))
             for field in ("feature_fps", "snippet_stride"):
@@ -101,7 +101,7 @@ def unlabelled_split(
         raise InputError("no proposals of videos with features", path, f"features are in {features[0]}")
     videos, snippets, rate = tuple(source.videos[i] for i in keep), snippets[keep], rate[keep]
     segments = [to_snippets(segments_s[v], r) for v, r in zip(videos, rate)]
-    rows = live_rows(videos, segments, source.load, roi_size)
+    rows = live_rows(videos, segments, source.load, args.roi_size, args.rows_dtype)
     for line in source.notes:
         log(line)
     origin = maker.info["trained_on"] if maker else "windows" if made else file_hash(path)
@@ -190,8 +190,7 @@ def predict(args: Options, device: torch.device) -> int:
     with experiment(args.exp_dir, "predict", "predict") as folder, features_of(args, device, model) as made:
         folders, done = made
         profile = rate_of(profile, given, folders, path)
-        size = (model.feature_size, profile, args.roi_size, args.fix_proposals)
-        split = unlabelled_split(folders, proposals, *size, videos=done and done.files)
+        split = unlabelled_split(folders, proposals, model.feature_size, profile, args, done and done.files)
         found, _ = find(model.to(device), split, info["classes"], {}, args.threshold_cls, left_out(args))
         record(folder, plain(args), device, {**split.hashes, "checkpoint": file_hash(path)})
         out = folder / f"detections.{args.format or 'json'}"

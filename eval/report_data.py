@@ -21,7 +21,7 @@ from eval.inference import left_out, load_trained, score
 from eval.postprocess import fuse
 from losses import TERMS
 from model import check_classes
-from options import parse
+from options import DEFAULTS, parse
 from utils.datasets.annotations import Read, read_annotations
 from utils.datasets.features import open_features
 from utils.datasets.profile import Profile, annotations_path, dataset_root, load_profile, proposals_file
@@ -87,7 +87,7 @@ def read_run(folder: Path) -> Run:
     names = {"dataset_name": str, "run_type": str, "recipe": str, "seed": int}
     if not isinstance(options, dict) or not all(isinstance(options.get(k), kind) for k, kind in names.items()):
         raise InputError("not the options of a run", folder / "options.json", TODO)
-    run = Run(folder, folder.resolve().name, options)
+    run = Run(folder, folder.resolve().name, {**DEFAULTS, **options})  # an option that came later had its default
     run.environment = run.attempt("versions", _dict, folder / "environment.json") or {}
     if options["run_type"] == "predict":
         run.notes.append("a prediction: there are no instances to compare its detections with")
@@ -97,6 +97,8 @@ def read_run(folder: Path) -> Run:
         run.results = run.attempt("results", _results, folder / "results.json", options) or {}
     if (folder / "detections.json").is_file():
         run.document = run.attempt("detections", _dict, folder / "detections.json")
+    elif run.results:
+        run.notes.append("no detections.json: no diagnosis and no timelines")
     if options["run_type"] == "train":
         run.scalars = read_scalars(folder / "logs")
         if not run.scalars:

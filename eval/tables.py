@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from contextlib import nullcontext, suppress
 from itertools import takewhile
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from dataset import load_dataset
 from eval.comparison import Row, Table, write
 from eval.detection import default_protocol
+from eval.inference import confidences, inputs_of
 from losses import TERMS
 from options import COUNT, SEED, Options, Parser, parse
 from utils.errors import InputError, run_command, some
@@ -115,7 +117,7 @@ def results_of(cell: Cell, protocol: str, inputs: Mapping[str, str]) -> Optional
         wanted = {"options": {**plain(cell.options), "protocol": protocol}, "inputs": inputs}
         wanted["options"].pop("device")
         for name, new in wanted.items():
-            unchanged(cell.folder, name, {k: old[name].get(k) for k in new}, new)
+            unchanged(cell.folder, name, {k: v for k, v in old[name].items() if k in new}, new)
     except (AttributeError, InputError, KeyError, TypeError) as error:
         what = error.what if isinstance(error, InputError) else "not a run"
         raise InputError(what, cell.folder, "name another --out, or delete this folder") from None
@@ -126,16 +128,21 @@ def results_of(cell: Cell, protocol: str, inputs: Mapping[str, str]) -> Optional
     return None
 
 
-def run_cell(command: Sequence[str], log_file: str, threads: Optional[int]) -> Tuple[int, str]:
+def run_cell(command: Sequence[str], folder: str, log_file: str, threads: Optional[int]) -> Tuple[int, str]:
     """Run a cell where this is called, here or on a worker: exit status, and the last line that it said.
 
-    threads: of the processor, None: as many as the worker's environment says.
+    folder: the one that its relative paths are of. threads: of the processor; None, as the worker's environment says.
     """
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-    with open(log_file, "ab") as console:
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment)
-    return status.returncode, last_line(log_file)
+    while True:
+        with open(log_file, "ab") as console:
+            how = {"stdin": subprocess.DEVNULL, "stdout": console, "stderr": console}
+            status = subprocess.run(command, cwd=folder, env=environment, **how).returncode
+        said = last_line(log_file)
+        if status != 2 or "another run is writing here" not in said:
+            return status, said
+        time.sleep(5)  # a table that was killed left it running: it goes on where that one ends
 
 
 def last_line(path: str) -> str:
@@ -154,7 +161,8 @@ def run_cells(missing: Sequence[Cell], done: int, jobs: int, dask: Optional[str]
     bar = tqdm(total=done + len(missing), initial=done, desc=dask or f"{jobs} side by side", unit="cell", disable=None)
     with Stop() as stop, where, bar:
         left = takewhile(lambda _: not stop.asked, range(len(missing)))
-        each = (delayed(_numbered)(i, missing[i].command, str(missing[i].folder / LOG), threads) for i in left)
+        logs = [str(Path.cwd() / cell.folder / LOG) for cell in missing]
+        each = (delayed(_numbered)(i, missing[i].command, str(Path.cwd()), logs[i], threads) for i in left)
         for i, status, said in Parallel(return_as="generator_unordered", **how)(each):
             yield missing[i], status, said
             bar.update()
@@ -235,16 +243,18 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     out = Path(args.out or Path("output") / f"{args.dataset_name}-tables")
     every = cells(tables, args.seeds, out, training)
 
+    def reads(cell: Cell) -> Tuple[Optional[str], str]:
+        return cell.options.proposals_root, cell.options.descriptor_level
+
     expected, data = {}, None
-    for folder, options in {cell.options.proposals_root: cell.options for cell in every}.items():
+    for key, options in sorted({reads(cell): cell.options for cell in every}.items(), key=str):
         data = load_dataset(options)  # so that a wrong file is said once, and the cache is built once
         if not data.test:
             raise InputError("no test videos", args.dataset_name, "tables compare mAP on test videos")
-        expected[folder] = data.hashes
+        expected[key] = inputs_of(data, confidences(data, options))
 
     def finished(cell: Cell) -> Optional[Dict]:
-        protocol = cell.options.protocol or default_protocol(data.profile)
-        return results_of(cell, protocol, expected[cell.options.proposals_root])
+        return results_of(cell, cell.options.protocol or default_protocol(data.profile), expected[reads(cell)])
 
     results = {(cell.row, cell.seed): found for cell in every if (found := finished(cell))}
     missing, failed = [cell for cell in every if (cell.row, cell.seed) not in results], []

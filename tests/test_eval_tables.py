@@ -113,7 +113,7 @@ def counted(monkeypatch):
     """The cells that are run from here on; each takes no time, and leaves nothing."""
     ran = []
 
-    def run_cell(command, log_file, threads):
+    def run_cell(command, folder, log_file, threads):
         ran.append("/".join(Path(log_file).parts[-3:-1]))
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
         Path(log_file).write_text("a line\nerror: no luck\n")
@@ -165,6 +165,25 @@ def test_cells_made_from_other_inputs_are_refused(sound, made, tmp_path, counted
     path.write_text(path.read_text() + " ")
     more = ["--dataset_root", root]
     refused(outcome(tables.main, command(sound, made[0], *more)), "test_proposals", "none/seed3", "name another --out")
+    assert not counted
+
+
+def test_cells_made_with_other_descriptors_are_refused(sound, made, tmp_path, counted):
+    place = shutil.copytree(made[0], tmp_path / "place")
+    for path in (place / "descriptors").glob("*.npy"):
+        np.save(path, np.load(path)[::-1])
+    (place / "descriptors" / "made_from.json").unlink()
+    refused(outcome(tables.main, command(sound, place)), "pseudo_labels", "none/seed3", "name another --out")
+    assert not counted
+
+
+def test_an_option_that_came_after_a_cell_had_its_default(sound, made, tmp_path, counted):
+    place = shutil.copytree(made[0], tmp_path / "place")
+    for path in place.glob("out/*/seed3/options.json"):
+        options = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in options.items() if k not in ("score_s_pc", "format")}))
+    says = ("score_s_pc was trained and is always", "none-with-s_pc/seed3")
+    refused(outcome(tables.main, command(sound, place)), *says)
     assert not counted
 
 

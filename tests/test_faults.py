@@ -70,6 +70,24 @@ def test_a_signal_ends_the_step_saves_and_is_resumed(root, tmp_path, calm, monke
     goes_on_to_the_same_bits(root, tmp_path, calm)
 
 
+def test_a_model_whose_scores_are_not_finite_does_not_replace_a_good_one(root, tmp_path, monkeypatch):
+    """Its weights are finite, but too large."""
+    scored, large = main.evaluate, []
+
+    def evaluate(model, *how):
+        for p in model.parameters() if large else ():
+            p.data.fill_(1e30)
+        large.append(1)
+        return scored(model, *how)
+
+    monkeypatch.setattr(main, "evaluate", evaluate)
+    refused(train(root, tmp_path), "scores that are not finite")
+    first = json.loads((tmp_path / "run" / "results.json").read_text())["last"]["epoch"]
+    for name in ("last", "best"):
+        model = files.load_checkpoint(tmp_path / "run" / "ckpt" / f"{name}_model.pkl")
+        assert all(float(p.abs().max()) < 10 for p in model.values()) and len(large) == 2 and first < 6
+
+
 def test_what_a_kill_left_half_written_goes_and_a_run_without_its_state_starts_over(root, tmp_path, calm):
     assert train(root, tmp_path).status == 0
     for name in (".results.json.123.tmp", "ckpt/.last_state.pt.123.tmp", "logs/.events.out.123.tmp"):

@@ -100,10 +100,11 @@ class Segments:
                 rows.append((i, *entry["segment"], entry["score"]))
                 labels.append(entry["label"])
         classes = sorted({*labels}) if classes is None else classes
-        label = pd.Index(classes, dtype=object).get_indexer(labels)  # -1: none of them
+        place = {name: i for i, name in enumerate(classes)}
+        label = np.asarray([place.get(name, -1) for name in labels], dtype=np.int64)  # -1: none of them
         columns = np.asarray(rows, dtype=np.float64).reshape(-1, 4)
         video = columns[:, 0].astype(np.int64)
-        found = cls(tuple(classes), tuple(results), video, columns[:, 1:3], label.astype(np.int64), columns[:, 3])
+        found = cls(tuple(classes), tuple(results), video, columns[:, 1:3], label, columns[:, 3])
         return found.take(label >= 0), dict(Counter(name for name, c in zip(labels, label) if c < 0))
 
 

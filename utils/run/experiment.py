@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from options import DEFAULTS
 from utils.errors import InputError, printable
 from utils.files import load_checkpoint, load_json, locked, sweep, write_json, write_text
 from utils.run.report import log
@@ -120,10 +121,12 @@ def load_state(
 
 
 def unchanged(path: Path, name: str, old: Mapping[str, object], new: Mapping[str, object]) -> None:
-    """Raise InputError where options or inputs (``name``) that change the result differ from those in ``path``."""
-    differ = [k for k in sorted({*old, *new}) if k not in FREE and old.get(k) != new.get(k)]
+    """Raise InputError where options or inputs (``name``) that change the result differ from those in ``path``; an
+    option that came after them had its default."""
+    then = DEFAULTS if name == "options" else {}
+    differ = [k for k in sorted({*old, *new}) if k not in FREE and old.get(k, then.get(k)) != new.get(k)]
     if differ:
-        texts = ", ".join(f"{k} was {old.get(k)} and is {new.get(k)}" for k in differ)
+        texts = ", ".join(f"{k} was {old.get(k, then.get(k))} and is {new.get(k)}" for k in differ)
         raise InputError(f"{name} differ: {texts}", path, "resume with the same, or name another --exp_dir")
 
 

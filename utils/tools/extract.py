@@ -67,9 +67,7 @@ def attention(checkpoint: Path, folder: Path, videos: Sequence[str]) -> Dict[str
 
     needed = ["--pretrained_ckpt", str(checkpoint), "--features", str(folder), "--proposals", "windows"]
     model, args, info = load_trained(parse(["--run_type", "predict", *needed], tuple(TERMS)))
-    split = unlabelled_split(
-        [folder], "windows", model.feature_size, Profile(modalities=1), args.roi_size, videos=videos
-    )
+    split = unlabelled_split([folder], "windows", model.feature_size, Profile(modalities=1), args, videos)
     found = {}
     classes = info.get("classes", range(model.num_class))
     for v, outputs in score(model, split):
