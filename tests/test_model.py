@@ -32,6 +32,15 @@ def test_golden_checkpoint_reproduces_the_authors_forward_pass(golden, released)
         np.testing.assert_allclose(outputs[name].squeeze(), expected[name].squeeze(), rtol=1e-4, atol=1e-5)
 
 
+def test_in_bfloat16_attention_and_s_pc_keep_the_ranks_of_the_proposals():
+    """A sigmoid in bfloat16 would make fewer than 20 values of them."""
+    model = SEAL(8, 3, dropout_ratio=0.0).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = model(torch.randn(100, 24, generator=torch.Generator().manual_seed(0)))
+    for name in ("attention", "s_pc"):
+        assert outputs[name].dtype == torch.float32 and len(outputs[name].unique()) > 30
+
+
 # Initial weights
 
 
