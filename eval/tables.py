@@ -66,8 +66,8 @@ OWNED = ("run_type", "losses", "sme_labels", "descriptor_level", "score_s_pc", "
 
 
 def table_6(proposals: Mapping[str, str], own: Optional[str] = None) -> Table:
-    """Table 6: base and full on each set of proposals, name -> folder; without any, on the runs' ``own`` alone.
-    Of a set that is the runs' own, the cells are those of the other tables."""
+    """Table 6: base and full on each set of proposals, name -> folder; without any, on the runs' own alone.
+    own: folder of the runs' proposals; a set in it shares the cells of the other tables."""
     rows: List[Row] = []
     for name, folder in proposals.items():
         where, paper = ("--proposals_root", folder), PAPER_6.get(name, (None, None))
